@@ -21,7 +21,6 @@ class Host(Protocol):
     """The part of AnsibleModule that writing needs."""
 
     check_mode: bool
-    tmpdir: str
 
     def atomic_move(self, src: str, dest: str) -> None: ...
 
@@ -107,7 +106,7 @@ def _make_parents(path: str) -> None:
 
 def _write(host: Host, path: str, content: str, mode: str, uid: int, gid: int) -> None:
     _make_parents(path)
-    descriptor, temporary = tempfile.mkstemp(dir=host.tmpdir)
+    descriptor, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".metalray-")
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape", newline="") as handle:
             handle.write(content)

@@ -1,0 +1,47 @@
+# Copyright: (c) 2026, The metalray contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Controller side of ``cluster_summary``: prints one readable table, whatever callback is in use."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
+
+from ..module_utils._summary import render, tunnel
+
+_display = Display()
+
+
+class ActionModule(ActionBase):
+    _requires_connection = False
+    _supports_check_mode = True
+    _supports_diff = False
+    TRANSFERS_FILES = False
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        result = super().run(tmp, task_vars)
+        _validation, arguments = self.validate_argument_spec(
+            {
+                "cluster": {"type": "dict", "default": {}},
+                "training": {"type": "dict", "default": {}},
+                "dashboard_port": {"type": "int", "default": 8265},
+            }
+        )
+        hostvars = (task_vars or {})["hostvars"]
+        plan = (task_vars or {})["ansible_facts"]["cluster_plan"]
+        versions = {name: hostvars[name].get("ansible_facts", {}).get("package_versions", {}) for name in plan["nodes"]}
+        head = hostvars[plan["head"]]
+        port = arguments["dashboard_port"]
+        command = tunnel(
+            head.get("ansible_host", plan["head"]),
+            head.get("ansible_user"),
+            head.get("ansible_port"),
+            head.get("ansible_ssh_private_key_file"),
+            port,
+        )
+        text = render(plan, arguments["cluster"], versions, arguments["training"], command, port)
+        _display.display("\n" + text + "\n")
+        return {**result, "changed": False, "summary": text.splitlines()}

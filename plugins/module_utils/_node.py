@@ -1,0 +1,136 @@
+# Copyright: (c) 2026, The metalray contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What one node is: read once, under any root, for the decisions that concern the cluster.
+
+Internal to metalray.cluster: not a public interface.
+"""
+
+from __future__ import annotations
+
+import grp
+import json
+import os
+import platform
+import pwd
+import re
+import shutil
+import socket
+from typing import Any, Callable
+
+from ._interfaces import find_candidates, read_links, routed_networks
+
+_CAP_SYS_RESOURCE = 24
+
+RunIp = Callable[[list[str]], str]
+
+
+def read_text(path: str) -> str:
+    """The text of a small file, or '' where it cannot be read."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as handle:
+            return handle.read()
+    except OSError:
+        return ""
+
+
+def parse_os_release(text: str) -> dict[str, str]:
+    """``id``, ``version`` and ``codename`` of /etc/os-release (os-release(5))."""
+    values = dict(re.findall(r"^([A-Z_]+)=[\"']?([^\"'\n]*)", text, re.MULTILINE))
+    return {
+        "id": values.get("ID", ""),
+        "version": values.get("VERSION_ID", ""),
+        "codename": values.get("VERSION_CODENAME", ""),
+        "name": values.get("PRETTY_NAME", ""),
+    }
+
+
+def parse_limits(text: str) -> dict[str, int | None]:
+    """Hard limits of /proc/PID/limits: ``nofile`` in files, ``memlock`` in bytes; None is unlimited."""
+    limits: dict[str, int | None] = {}
+    for label, name in (("Max open files", "nofile"), ("Max locked memory", "memlock")):
+        found = re.search(rf"^{label}\s+\S+\s+(\S+)", text, re.MULTILINE)
+        limits[name] = int(found.group(1)) if found and found.group(1).isdigit() else None
+    return limits
+
+
+def can_raise_limits(status: str) -> bool:
+    """Whether the first process may go above its hard limits (CAP_SYS_RESOURCE in its bounding set)."""
+    found = re.search(r"^CapBnd:\s+([0-9a-f]+)", status, re.MULTILINE)
+    return bool(found and int(found.group(1), 16) >> _CAP_SYS_RESOURCE & 1)
+
+
+def parse_meminfo(text: str) -> int:
+    """Installed memory in bytes, from /proc/meminfo."""
+    found = re.search(r"^MemTotal:\s+(\d+) kB", text, re.MULTILINE)
+    return int(found.group(1)) * 1024 if found else 0
+
+
+def count_gpus(root: str) -> int:
+    """NVIDIA GPUs that the driver has taken: without a driver none can be used."""
+    try:
+        return len(os.listdir(os.path.join(root, "proc/driver/nvidia/gpus")))
+    except OSError:
+        return 0
+
+
+def mount_of(mounts: str, path: str) -> dict[str, str] | None:
+    """Source, mount point and type of the file system that ``path`` lies on, from the text of /proc/mounts."""
+    best = None
+    for line in mounts.splitlines():
+        fields = line.split()
+        if len(fields) < 3:
+            continue
+        point = fields[1].replace("\\040", " ")
+        if (path == point or path.startswith(point.rstrip("/") + "/")) and (best is None or len(point) >= len(best["point"])):
+            best = {"source": fields[0], "point": point, "type": fields[2]}
+    return best
+
+
+def account(name: str) -> dict[str, Any] | None:
+    """Ids, group and home of an account, or None where the node has no such account."""
+    try:
+        entry = pwd.getpwnam(name)
+    except KeyError:
+        return None
+    try:
+        group = grp.getgrgid(entry.pw_gid).gr_name
+    except KeyError:
+        group = str(entry.pw_gid)
+    return {"name": name, "uid": entry.pw_uid, "gid": entry.pw_gid, "group": group, "home": entry.pw_dir}
+
+
+def free_bytes(path: str) -> int:
+    """Bytes that a new file at ``path`` could take; the nearest existing parent answers for what is not there yet."""
+    while not os.path.exists(path):
+        path = os.path.dirname(path) or "/"
+    return shutil.disk_usage(path).free
+
+
+def read_node(run_ip: RunIp, user: str, shared_dir: str, root: str = "/") -> dict[str, Any]:
+    """Everything that preflight needs to know of a node. ``run_ip`` runs iproute2's ``ip`` and returns its output."""
+    routes = json.loads(run_ip(["-j", "route"]) or "[]") + json.loads(run_ip(["-6", "-j", "route"]) or "[]")
+    candidates = find_candidates(read_links(root), json.loads(run_ip(["-j", "address"]) or "[]"), routes)
+    return {
+        "os": parse_os_release(read_text(os.path.join(root, "etc/os-release"))),
+        "architecture": platform.machine(),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "systemd": os.path.isdir(os.path.join(root, "run/systemd/system")),
+        "hostname": socket.gethostname(),
+        "machine_id": read_text(os.path.join(root, "etc/machine-id")).strip(),
+        "cpus": len(os.sched_getaffinity(0)),
+        "memory_bytes": parse_meminfo(read_text(os.path.join(root, "proc/meminfo"))),
+        "gpus": count_gpus(root),
+        "hard_limits": parse_limits(read_text(os.path.join(root, "proc/1/limits"))),
+        "can_raise_limits": can_raise_limits(read_text(os.path.join(root, "proc/1/status"))),
+        "user": account(user),
+        "user_wanted": user,
+        "shared_dir": {
+            "exists": os.path.isdir(shared_dir),
+            "mount": mount_of(read_text(os.path.join(root, "proc/mounts")), os.path.realpath(shared_dir)),
+        },
+        "free_bytes": {path: free_bytes(path) for path in ("/", "/opt", "/var")},
+        "candidates": [candidate.to_dict() for candidate in candidates],
+        "networks": routed_networks(routes),
+    }

@@ -1,0 +1,273 @@
+# Copyright: (c) 2026, The metalray contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The decisions that concern the whole cluster, made once from all nodes' facts.
+
+Internal to metalray.cluster: not a public interface. Runs on the controller. Every function that checks returns a list of
+problems, each a whole sentence with its mend, so that a user sees all of them at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections import defaultdict
+from dataclasses import dataclass, field
+from typing import Any, Callable, Iterable, Mapping, Sequence
+
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+
+from ._interfaces import Candidate, InterfaceError, choose, narrow
+
+SUPPORTED = {"debian": {"12", "13"}, "ubuntu": {"22.04", "24.04"}}
+_OLDEST_PYTHON = (3, 9)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the inventory says of one host: values of the variables that the roles know, and the names of all others."""
+
+    values: Mapping[str, Any]
+    unusable: Mapping[str, str] = field(default_factory=dict)
+    other_names: Sequence[str] = ()
+
+
+def check_groups(groups: Mapping[str, Sequence[str]]) -> list[str]:
+    """Exactly one head; every node in one part only; nothing in ``cluster`` outside the two parts."""
+    head, workers = list(groups.get("head", ())), list(groups.get("workers", ()))
+    cluster = list(groups.get("cluster", ()))
+    problems = []
+    if len(head) != 1:
+        problems.append(
+            f"inventory: the group 'head' has {len(head)} hosts ({', '.join(head) or 'none'}), it needs exactly one. Move the others to "
+            "'workers'"
+            if head
+            else "inventory: the group 'head' is empty or missing, it needs exactly one host. Put one node into it"
+        )
+    both = sorted(set(head) & set(workers))
+    if both:
+        problems.append(f"inventory: {', '.join(both)} is in 'head' and in 'workers'. Remove it from one of them")
+    outside = sorted(set(cluster) - set(head) - set(workers))
+    if outside:
+        problems.append(f"inventory: {', '.join(outside)} is in 'cluster' but neither in 'head' nor in 'workers'. Put it into one of them")
+    missing = sorted((set(head) | set(workers)) - set(cluster))
+    if missing:
+        problems.append(f"inventory: {', '.join(missing)} is not in 'cluster'. Make 'head' and 'workers' children of 'cluster'")
+    return problems
+
+
+def _allowed(option: Mapping[str, Any]) -> str:
+    if option.get("choices"):
+        return "one of " + ", ".join(map(str, option["choices"]))
+    return f"of type {option.get('type', 'str')}"
+
+
+def check_variables(host: str, settings: Settings, specs: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """The host's values against the roles' argument specs (variable name to option, as in meta/argument_specs.yml)."""
+    problems = [
+        f"{host}: {name} cannot be evaluated: {reason}. Mend the expression in the inventory"
+        for name, reason in settings.unusable.items()
+    ]
+    for name, value in settings.values.items():
+        option = {key: specs[name][key] for key in ("type", "elements", "choices", "options") if key in specs[name]}
+        # One variable at a time: the message then names it, and a required neighbour is not missed here.
+        result = ArgumentSpecValidator({name: _without_required(option)}).validate({name: value})
+        if result.error_messages:
+            problems.append(f"{host}: {name} is {value!r}, it must be {_allowed(option)} ({'; '.join(result.error_messages)})")
+    return problems
+
+
+def _without_required(option: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in option.items() if key != "required"}
+
+
+def suggest_names(settings: Settings, specs: Iterable[str]) -> list[str]:
+    """Names that look like a misspelt variable of the collection: a warning, since they may be somebody else's."""
+    known = sorted(specs)
+    prefixes = tuple(sorted({name.split("_", 1)[0] + "_" for name in known}))
+    warnings = []
+    for name in settings.other_names:
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0.85) if name.startswith(prefixes) else []
+        if close:
+            warnings.append(f"'{name}' is not a variable of this collection. Is '{close[0]}' meant?")
+    return warnings
+
+
+def check_node(host: str, node: Mapping[str, Any], values: Mapping[str, Any]) -> list[str]:
+    """Whether one node can take part."""
+    problems = []
+    system = node["os"]
+    if system["version"] not in SUPPORTED.get(system["id"], ()):
+        allowed = "; ".join(f"{name} {', '.join(sorted(versions))}" for name, versions in SUPPORTED.items())
+        problems.append(f"{host}: runs {system['name'] or system['id'] or 'an unknown system'}, supported are {allowed}. Reinstall the node")
+    if tuple(map(int, node["python"].split(".")[:2])) < _OLDEST_PYTHON:
+        problems.append(f"{host}: Python is {node['python']}, 3.9 or newer is needed. Set ansible_python_interpreter to one")
+    if not node["systemd"]:
+        problems.append(f"{host}: systemd is not running, Ray and Docker are run by it. Use a node that boots with systemd")
+    if node["user"] is None:
+        problems.append(
+            f"{host}: cluster_user is '{node['user_wanted']}', which has no account there. Create it on every node with the same uid, or "
+            "set cluster_user to an account that exists"
+        )
+    problems += _check_limits(host, node, values)
+    shared = values["cluster_shared_dir"]
+    if values["cluster_shared_backend"] == "external" and not node["shared_dir"]["exists"]:
+        problems.append(
+            f"{host}: cluster_shared_backend is 'external', but {shared} does not exist. Mount the shared file system there, or set "
+            "cluster_shared_backend to 'nfs'"
+        )
+    return problems
+
+
+def _check_limits(host: str, node: Mapping[str, Any], values: Mapping[str, Any]) -> list[str]:
+    """A limit above what the node can give would lock everybody out: PAM refuses a login whose limits it cannot set."""
+    if node["can_raise_limits"]:
+        return []
+    problems = []
+    wanted = {"nofile": values["limits_nofile"], "memlock": values["limits_memlock"]}
+    unit = {"nofile": 1, "memlock": 1024}
+    for name, value in wanted.items():
+        hard = node["hard_limits"].get(name)
+        asked = None if str(value) in ("unlimited", "infinity", "-1") else int(value) * unit[name]
+        if hard is not None and (asked is None or asked > hard):
+            problems.append(
+                f"{host}: limits_{name} is {value}, but this node cannot go above {hard // unit[name]} (a container without CAP_SYS_RESOURCE). "
+                f"Raise the container's limit, or set limits_{name} to {hard // unit[name]} or less"
+            )
+    return problems
+
+
+def check_twins(nodes: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Two inventory names that lead to one machine, or two machines that were cloned with their identity."""
+    problems = []
+    for key, label, mend in (
+        ("machine_id", "machine-id", "If it is one machine, remove one name; if it is a clone, run systemd-machine-id-setup on it"),
+        ("hostname", "host name", "Give each node a name of its own (hostnamectl set-hostname)"),
+    ):
+        owners: dict[str, list[str]] = defaultdict(list)
+        for host, node in nodes.items():
+            owners[node[key]].append(host)
+        problems += [
+            f"{' and '.join(sorted(hosts))}: the same {label} '{value}'. {mend}" for value, hosts in owners.items() if value and len(hosts) > 1
+        ]
+    return problems
+
+
+def check_users(nodes: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Files on a shared directory belong to numbers: the user needs the same ones on every node."""
+    ids: dict[tuple[str, int, int], list[str]] = defaultdict(list)
+    for host, node in nodes.items():
+        if node["user"]:
+            ids[node["user"]["name"], node["user"]["uid"], node["user"]["gid"]].append(host)
+    if len(ids) < 2:
+        return []
+    seen = "; ".join(f"{name} uid {uid} gid {gid} on {', '.join(sorted(hosts))}" for (name, uid, gid), hosts in sorted(ids.items()))
+    return [f"cluster_user differs between nodes: {seen}. Give the account the same uid and gid everywhere (usermod -u, groupmod -g)"]
+
+
+def check_same(values: Mapping[str, Mapping[str, Any]], names: Iterable[str]) -> list[str]:
+    """Variables that mean something only when every host has the same value."""
+    problems = []
+    for name in names:
+        seen: dict[str, list[str]] = defaultdict(list)
+        for host, host_values in values.items():
+            seen[str(host_values[name])].append(host)
+        if len(seen) > 1:
+            listed = "; ".join(f"'{value}' on {', '.join(hosts)}" for value, hosts in seen.items())
+            problems.append(f"{name} differs between hosts: {listed}. Set it once for the group 'cluster'")
+    return problems
+
+
+def plan_addresses(
+    nodes: Mapping[str, Mapping[str, Any]], values: Mapping[str, Mapping[str, Any]], head: str
+) -> tuple[dict[str, Candidate], str, list[str]]:
+    """Each node's candidate, the cluster's network, and problems; the first two are empty when there are problems."""
+    candidates: dict[str, list[Candidate]] = {}
+    problems = []
+    for host, node in nodes.items():
+        have = [Candidate.from_dict(item) for item in node["candidates"]]
+        try:
+            candidates[host] = narrow(have, values[host].get("cluster_interface"), values[host].get("cluster_cidr"))
+        except InterfaceError as error:
+            problems.append(f"{host}: {error}. Mend the variable, or the node's network")
+        except ValueError as error:
+            problems.append(f"{host}: cluster_cidr is {values[host].get('cluster_cidr')!r}: {error}. Write it as 10.15.22.0/24")
+    if problems:
+        return {}, "", problems
+    try:
+        picked, network = choose(candidates, head)
+    except InterfaceError as error:
+        return {}, "", [f"{error}. Set cluster_interface or cluster_cidr, or mend the network"]
+    owners: dict[str, list[str]] = defaultdict(list)
+    for host, candidate in picked.items():
+        owners[candidate.address].append(host)
+    twins = [f"{' and '.join(hosts)}: the same address {address}. Give each node its own" for address, hosts in owners.items() if len(hosts) > 1]
+    return picked, network, twins
+
+
+def make_plan(
+    groups: Mapping[str, Sequence[str]],
+    nodes: Mapping[str, Mapping[str, Any]],
+    settings: Mapping[str, Settings],
+    specs: Mapping[str, Mapping[str, Any]],
+    warn: Callable[[str], None],
+) -> tuple[dict[str, Any], list[str]]:
+    """The cluster's plan, or the problems that stand in its way.
+
+    ``groups`` are the inventory's; ``nodes`` the facts of the hosts that answered; ``settings`` and ``specs`` the hosts'
+    values and the roles' options. The plan is documented with the action ``cluster_plan``.
+    """
+    problems = check_groups(groups)
+    if problems:
+        return {}, problems
+    head = groups["head"][0]
+    order = [head, *(host for host in groups["workers"])] if groups.get("workers") else [head]
+    for host in order:
+        problems += check_variables(host, settings[host], specs)
+    for message in dict.fromkeys(message for host in order for message in suggest_names(settings[host], specs)):
+        warn(message)
+    if problems:
+        return {}, problems
+
+    missing = [host for host in order if host not in nodes]
+    if head in missing:
+        return {}, [f"{head}: the head did not answer, and every later stage needs it. Mend its SSH access (ansible {head} -m ping)"]
+    answered = {host: nodes[host] for host in order if host in nodes}
+    defaults = {name: option["default"] for name, option in specs.items() if "default" in option}
+    values = {host: {**defaults, **settings[host].values} for host in order}
+    for host, node in answered.items():
+        problems += check_node(host, node, values[host])
+    problems += check_twins(answered) + check_users(answered) + check_same(values, ("cluster_shared_dir", "cluster_shared_backend"))
+    picked, network, wrong = plan_addresses(answered, values, head)
+    problems += wrong
+    if problems:
+        return {}, problems
+
+    user = answered[head]["user"]
+    plan = {
+        "user": user["name"],
+        "shared_dir": values[head]["cluster_shared_dir"],
+        "shared_backend": values[head]["cluster_shared_backend"],
+        "cidr": network,
+        "head": head,
+        "head_address": picked[head].address,
+        "addresses": [picked[host].address for host in answered],
+        "missing": missing,
+        "nodes": {
+            host: {
+                "address": picked[host].address,
+                "interface": picked[host].interface,
+                "prefix": picked[host].prefix,
+                "mtu": picked[host].mtu,
+                "speed_mbps": picked[host].speed_mbps,
+                "networks": node["networks"],
+                "cpus": node["cpus"],
+                "memory_bytes": node["memory_bytes"],
+                "gpus": node["gpus"],
+                "os": node["os"],
+                "architecture": node["architecture"],
+                **{key: node["user"][key] for key in ("uid", "gid", "group", "home")},
+            }
+            for host, node in answered.items()
+        },
+    }
+    return plan, []

@@ -1,0 +1,214 @@
+#!/usr/bin/python
+# Copyright: (c) 2026, The metalray contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: ray_node
+short_description: Ray's service on a node, started again only when what it depends on has changed
+version_added: 0.1.0
+description:
+  - Writes the unit and its files, enables it, and starts it. A started unit is one whose raylet answers, which the unit's
+    main process watches from then on.
+  - A running unit remembers what it was started with, the text of O(depends) and where the links among them lead. It is
+    restarted when that differs from what is on the node now, and never otherwise, whichever run or hand changed it.
+author:
+  - The metalray contributors (@metalray)
+attributes:
+  check_mode:
+    support: full
+    description: Can run in check mode and report what it would change without changing it.
+  diff_mode:
+    support: full
+    description: Returns the differences of every file, except secret ones.
+  idempotent:
+    support: full
+    description: A second run with the same options changes nothing.
+options:
+  unit:
+    description: Name of the systemd service.
+    type: str
+    required: true
+  files:
+    description: Files to bring to their state first, as with M(metalray.cluster.node_files).
+    type: list
+    elements: dict
+    required: true
+    suboptions:
+      path:
+        description: Absolute path on the node.
+        type: path
+        required: true
+      content:
+        description: The whole text of the file.
+        type: str
+        default: ''
+      mode:
+        description: Permissions in octal.
+        type: str
+        default: '0644'
+      owner:
+        description: Name of the owning account.
+        type: str
+      group:
+        description: Name of the owning group.
+        type: str
+      state:
+        description: V(file) and V(directory) are made or corrected; V(absent) removes.
+        type: str
+        choices: [file, directory, absent]
+        default: file
+      secret:
+        description: Keep the text out of the diff.
+        type: bool
+        default: false
+  token:
+    description: The cluster's token; written to O(token_path) when given.
+    type: str
+  token_path:
+    description: Where the token is kept.
+    type: path
+    default: /etc/metalray/ray_token
+  token_owner:
+    description: The account that runs Ray.
+    type: str
+  depends:
+    description: Paths that a start of the unit depends on.
+    type: list
+    elements: path
+    required: true
+  state_path:
+    description: Where the running unit keeps the fingerprint of what it was started with.
+    type: path
+    default: /run/metalray/ray.started-with
+  restart:
+    description: Restart in any case, on a worker whose head has just been restarted, say.
+    type: bool
+    default: false
+"""
+
+EXAMPLES = r"""
+- name: Run Ray on a worker
+  become: true
+  metalray.cluster.ray_node:
+    unit: metalray-worker.service
+    files:
+      - path: /etc/systemd/system/metalray-worker.service
+        content: "{{ lookup('ansible.builtin.template', 'ray.service.j2') }}"
+    depends:
+      - /etc/systemd/system/metalray-worker.service
+      - /etc/metalray/cluster.env
+      - /opt/metalray/venv
+"""
+
+RETURN = r"""
+paths:
+  description: The files that changed, or would change in check mode.
+  returned: success
+  type: list
+  elements: str
+started:
+  description: Whether the unit was started or restarted.
+  returned: success
+  type: bool
+reason:
+  description: Why it was, empty when it was not.
+  returned: success
+  type: str
+  sample: what it was started with has changed
+"""
+
+import os
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ..module_utils._files import FilesError, Wanted, apply_files
+from ..module_utils._node import read_text
+from ..module_utils._ray_supervisor import fingerprint
+
+
+def main() -> None:
+    module = AnsibleModule(
+        argument_spec={
+            "unit": {"type": "str", "required": True},
+            "files": {
+                "type": "list",
+                "elements": "dict",
+                "required": True,
+                "options": {
+                    "path": {"type": "path", "required": True},
+                    "content": {"type": "str", "default": ""},
+                    "mode": {"type": "str", "default": "0644"},
+                    "owner": {"type": "str"},
+                    "group": {"type": "str"},
+                    "state": {"type": "str", "choices": ["file", "directory", "absent"], "default": "file"},
+                    "secret": {"type": "bool", "default": False, "no_log": False},
+                },
+            },
+            "token": {"type": "str", "no_log": True},
+            "token_path": {"type": "path", "default": "/etc/metalray/ray_token", "no_log": False},
+            "token_owner": {"type": "str", "no_log": False},
+            "depends": {"type": "list", "elements": "path", "required": True},
+            "state_path": {"type": "path", "default": "/run/metalray/ray.started-with"},
+            "restart": {"type": "bool", "default": False},
+        },
+        required_by={"token": ["token_owner"]},
+        supports_check_mode=True,
+    )
+    options = module.params
+    unit = options["unit"]
+    wanted = [Wanted(**item) for item in options["files"]]
+    if options["token"]:
+        wanted.append(Wanted(options["token_path"], options["token"] + "\n", "0600", options["token_owner"], secret=True))
+    try:
+        applied = apply_files(module, wanted)
+    except FilesError as error:
+        module.fail_json(msg=str(error))
+
+    systemctl = module.get_bin_path("systemctl", required=True)
+
+    def ask(*arguments: str) -> str:
+        return module.run_command([systemctl, *arguments])[1].strip()
+
+    running = ask("is-active", unit) == "active"
+    enabled = ask("is-enabled", unit) == "enabled"
+    if not running:
+        reason = f"it was {ask('is-active', unit) or 'not there'}"
+    elif read_text(options["state_path"]) != fingerprint(options["depends"]) or (module.check_mode and applied.changed):
+        reason = "what it was started with has changed"
+    else:
+        reason = "a restart was asked for" if options["restart"] else ""
+
+    result = {
+        "changed": applied.changed or bool(reason) or not enabled,
+        "paths": applied.paths,
+        "diff": applied.diff,
+        "started": bool(reason),
+        "reason": reason,
+    }
+    if module.check_mode:
+        module.exit_json(**result)
+
+    missing = [path for path in options["depends"] if not os.path.exists(path)]
+    if missing:
+        module.fail_json(
+            msg=f"{unit} cannot run without {', '.join(missing)}. Run the stages that make them first (--tags python_env,network_env)"
+        )
+    if applied.changed:
+        module.run_command([systemctl, "daemon-reload"], check_rc=True)
+    if not enabled:
+        module.run_command([systemctl, "enable", "--quiet", unit], check_rc=True)
+    if reason:
+        rc, _out, err = module.run_command([systemctl, "restart", unit])
+        if rc != 0:
+            journal = module.run_command(["journalctl", "--unit", unit, "--lines", "25", "--no-pager", "--output", "cat"])[1]
+            module.fail_json(
+                msg=f"{unit} did not start: {err.strip().splitlines()[0] if err.strip() else 'no reason given'}. Its last lines:\n{journal}",
+                **{key: result[key] for key in ("paths", "reason")},
+            )
+    module.exit_json(**result)
+
+
+if __name__ == "__main__":
+    main()

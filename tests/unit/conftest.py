@@ -1,0 +1,35 @@
+# Copyright: (c) 2026, The metalray contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+@pytest.fixture
+def run_module():
+    """Run a module of the collection as Ansible would: a process of its own that reads its options and prints JSON."""
+
+    def run(name: str, *, check: bool = False, diff: bool = True, **options: Any) -> dict[str, Any]:
+        arguments = {"ANSIBLE_MODULE_ARGS": {**options, "_ansible_check_mode": check, "_ansible_diff": diff}}
+        done = subprocess.run(
+            [sys.executable, "-m", f"ansible_collections.metalray.cluster.plugins.modules.{name}"],
+            input=json.dumps(arguments),
+            capture_output=True,
+            text=True,
+            cwd=ROOT / "collections",
+            check=False,
+            timeout=120,
+        )
+        assert "Traceback" not in done.stderr, done.stderr
+        return json.loads(done.stdout)
+
+    return run

@@ -1,0 +1,228 @@
+# Copyright: (c) 2026, The metalray contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from ansible_collections.metalray.cluster.plugins.module_utils._interfaces import (
+    Candidate,
+    InterfaceError,
+    check_routes,
+    choose,
+    default_route_devices,
+    find_candidates,
+    narrow,
+    read_links,
+    routed_networks,
+)
+
+
+class Host:
+    """A sysfs tree and the JSON of iproute2, as a kernel shows them for the devices that are added."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.addresses, self.routes = root, [], []
+
+    def add(self, name, address=None, *, speed=None, mtu=1500, device=True, state="up", carrier=1, lower=(), ports=None,
+            master=None, arp_type=1, default=False, metric=None, scope="global"):  # fmt: skip
+        path = self.root / "sys/class/net" / name
+        path.mkdir(parents=True)
+        for key, value in {"operstate": state, "carrier": carrier, "type": arp_type, "mtu": mtu, "speed": speed or -1}.items():
+            (path / key).write_text(f"{value}\n")
+        for present, entry in ((device, "device"), (ports is not None, "bridge"), (ports is not None, "brif"), (master, "master")):
+            if present:
+                (path / entry).mkdir()
+        for port in ports or ():
+            (path / "brif" / port).mkdir()
+        for below in lower:
+            (path / f"lower_{below}").mkdir()
+        info = []
+        for text in [address] if isinstance(address, str) else address or []:
+            local, prefix = text.split("/")
+            info.append({"family": "inet6" if ":" in local else "inet", "local": local, "prefixlen": int(prefix), "scope": scope})
+        self.addresses.append({"ifname": name, "addr_info": info})
+        if default:
+            self.routes.append({"dst": "default", "gateway": "192.0.2.1", "dev": name, **({"metric": metric} if metric else {})})
+        return self
+
+    def candidates(self):
+        return find_candidates(read_links(str(self.root)), self.addresses, self.routes)
+
+    def names(self):
+        return [c.interface for c in self.candidates()]
+
+
+@pytest.fixture
+def host(tmp_path):
+    return Host(tmp_path)
+
+
+def test_real_devices_with_an_address_that_are_up(host):
+    host.add("lo", "127.0.0.1/8", device=False, arp_type=772, scope="host")
+    host.add("eno1", "198.51.100.7/24", default=True, speed=1000)
+    host.add("enp27s0f0np0", "10.15.22.7/24", speed=100000, mtu=9000)
+    host.add("enp27s0f1np1", "10.15.23.7/24", carrier=0, state="down")
+    host.add("enp28s0")
+    found = host.candidates()
+    assert [(c.interface, c.default_route) for c in found] == [("eno1", True), ("enp27s0f0np0", False)]
+    assert (found[1].mtu, found[1].speed_mbps, found[1].network, found[1].physical) == (9000, 100000, "10.15.22.0/24", True)
+
+
+def test_what_engines_and_overlays_make_is_never_a_candidate(host):
+    # Each of them sorts before the real device.
+    host.add("br-1a2b3c", "172.18.0.1/16", device=False, ports=["veth1"])
+    host.add("cni0", "10.244.0.1/24", device=False, ports=[])
+    host.add("docker0", "172.17.0.1/16", device=False, ports=[])
+    host.add("enp1s0", "10.0.0.5/24")
+    host.add("tun0", "10.8.0.2/24", device=False, arp_type=65534)
+    host.add("veth1", "169.254.9.9/16", device=False, master="br-1a2b3c")
+    host.add("virbr0", "192.168.122.1/24", device=False, ports=[])
+    host.add("wg0", "10.9.0.2/24", device=False)
+    assert host.names() == ["enp1s0"]
+
+
+def test_a_bond_a_vlan_on_it_and_a_bridge_over_a_real_device_count_as_real(host):
+    host.add("enp1s0f0", master="bond0", speed=25000).add("enp1s0f1", master="bond0", speed=25000)
+    host.add("bond0", "10.0.0.5/24", device=False, lower=["enp1s0f0", "enp1s0f1"], speed=50000)
+    host.add("bond0.100", "10.0.100.5/24", device=False, lower=["bond0"])
+    host.add("enp2s0", master="vmbr0", speed=10000)
+    host.add("vmbr0", "10.1.0.5/24", device=False, ports=["enp2s0"], lower=["enp2s0"])
+    found = {c.interface: c for c in host.candidates()}
+    assert set(found) == {"bond0", "bond0.100", "vmbr0"} and all(c.physical for c in found.values())
+    assert found["bond0.100"].speed_mbps == 50000
+
+
+def test_ipoib_counts_and_a_container_s_own_ends_do_where_nothing_real_is(host):
+    host.add("ib0", "10.3.0.5/24", arp_type=32)
+    assert host.names() == ["ib0"]
+    host.add("eth0", "10.2.0.5/24", device=False)
+    assert [c.interface for c in host.candidates() if not c.physical] == ["eth0"]
+
+
+def test_link_local_and_temporary_addresses_do_not_count(host):
+    host.add("enp1s0", ["fe80::1/64"], scope="link")
+    assert host.candidates() == []
+    host.add("enp2s0", ["2001:db8::5/64"])
+    assert [(c.address, c.version) for c in host.candidates()] == [("2001:db8::5", 6)]
+
+
+def test_the_default_route_with_the_lowest_metric_counts(host):
+    host.add("eno1", "198.51.100.7/24", default=True, metric=100)
+    host.add("eno2", "203.0.113.7/24", default=True, metric=200)
+    assert default_route_devices(host.routes) == ["eno1"]
+    assert [c.default_route for c in host.candidates()] == [True, False]
+    several = [{"dst": "default", "nexthops": [{"dev": "a"}, {"dev": "b"}]}]
+    assert default_route_devices(several) == ["a", "b"]
+
+
+def candidate(interface, address, prefix=24, **more) -> Candidate:
+    defaults = {"mtu": 1500, "speed_mbps": None, "physical": True, "default_route": False}
+    return Candidate(interface=interface, address=address, prefix=prefix, **{**defaults, **more})
+
+
+def test_the_private_shared_network_wins_over_the_default_route():
+    nodes = {
+        "a": [candidate("eno1", "198.51.100.1", default_route=True, speed_mbps=200000), candidate("enp27s0f0np0", "10.15.22.1")],
+        "b": [candidate("eno1", "198.51.100.2", default_route=True, speed_mbps=200000), candidate("enp157s0f0np0", "10.15.22.2")],
+    }
+    picked, network = choose(nodes, "a")
+    assert network == "10.15.22.0/24"
+    assert {node: c.interface for node, c in picked.items()} == {"a": "enp27s0f0np0", "b": "enp157s0f0np0"}
+
+
+def test_of_two_private_networks_the_faster_one_wins_by_its_slowest_node():
+    nodes = {
+        node: [
+            candidate("slow", f"10.1.0.{n}", speed_mbps=100000 if n == 1 else 1000),
+            candidate("fast", f"10.2.0.{n}", speed_mbps=25000),
+        ]
+        for n, node in enumerate("ab", start=1)
+    }
+    assert choose(nodes, "a")[1] == "10.2.0.0/24"
+
+
+def test_the_same_address_on_every_node_is_not_a_shared_network():
+    nodes = {
+        node: [candidate("aaa", "192.168.122.1"), candidate("eno1", f"10.0.0.{n}", default_route=True)]
+        for n, node in enumerate("abc", start=1)
+    }
+    assert choose(nodes, "a")[1] == "10.0.0.0/24"
+
+
+def test_a_network_that_one_node_lacks_is_not_shared():
+    nodes = {
+        "a": [candidate("x", "10.1.0.1"), candidate("eno1", "10.0.0.1", default_route=True)],
+        "b": [candidate("x", "10.1.0.2"), candidate("eno1", "10.0.0.2", default_route=True)],
+        "c": [candidate("eno1", "10.0.0.3", default_route=True)],
+    }
+    assert choose(nodes, "a")[1] == "10.0.0.0/24"
+
+
+def test_a_subnet_a_node_falls_back_to_each_node_s_best():
+    nodes = {
+        "a": [candidate("eno1", "203.0.113.1", 32, default_route=True), candidate("fab0", "10.0.1.1", 31)],
+        "b": [candidate("eno1", "203.0.113.9", 32, default_route=True), candidate("fab0", "10.0.2.1", 31)],
+    }
+    picked, network = choose(nodes, "a")
+    assert {c.interface for c in picked.values()} == {"fab0"} and network == "10.0.1.0/31"
+
+
+def test_ipv6_only_and_a_mixture():
+    six = {"a": [candidate("e", "2001:db8::1", 64)], "b": [candidate("e", "2001:db8::2", 64)]}
+    assert choose(six, "a")[1] == "2001:db8::/64"
+    with pytest.raises(InterfaceError, match="only IPv4 and some only IPv6"):
+        choose({"a": [candidate("e", "2001:db8::1", 64)], "b": [candidate("e", "10.0.0.2")]}, "a")
+    with pytest.raises(InterfaceError, match="b has no interface"):
+        choose({"a": six["a"], "b": []}, "a")
+
+
+def test_the_user_s_choice_narrows_and_names_what_there_is():
+    have = [candidate("eno1", "198.51.100.1"), candidate("fab0", "10.0.1.1"), candidate("fab0", "10.0.2.1")]
+    assert [c.address for c in narrow(have, "fab0", None)] == ["10.0.1.1", "10.0.2.1"]
+    assert [c.address for c in narrow(have, None, "10.0.2.0/24")] == ["10.0.2.1"]
+    assert narrow(have, None, None) == have
+    with pytest.raises(InterfaceError, match="'eth7', but this node has eno1 198.51.100.1/24, fab0"):
+        narrow(have, "eth7", None)
+    with pytest.raises(InterfaceError, match="cluster_cidr is 192.0.2.0/24"):
+        narrow(have, None, "192.0.2.0/24")
+
+
+def test_one_answer_of_the_kernel_must_hold_for_all_peers():
+    one = {"dst": "10.0.0.2", "dev": "fab0", "prefsrc": "10.0.0.1"}
+    other = {"dst": "10.0.1.2", "dev": "eno1", "prefsrc": "198.51.100.1"}
+    assert check_routes({"10.0.0.2": one, "10.0.0.3": one}, "fab0") == ("fab0", "10.0.0.1")
+    with pytest.raises(InterfaceError, match=r"eno1 \(from 198.51.100.1\) to 10.0.1.2; fab0"):
+        check_routes({"10.0.0.2": one, "10.0.1.2": other})
+    with pytest.raises(InterfaceError, match="by fab0 .* not by eno1"):
+        check_routes({"10.0.0.2": one}, "eno1")
+
+
+def test_networks_that_a_pool_must_keep_clear_of():
+    routes = [
+        {"dst": "default", "dev": "eno1"},
+        {"dst": "10.15.22.0/24", "dev": "fab0"},
+        {"dst": "192.168.7.9", "dev": "eno1"},
+        {"dst": "172.17.0.0/16", "dev": "docker0"},
+        {"dst": "172.18.0.0/16", "dev": "br-0a1b"},
+        {"dst": "169.254.0.0/16", "dev": "eno1"},
+        {"dst": "fe80::/64", "dev": "eno1"},
+        {"dst": "2001:db8::/64", "dev": "eno1"},
+        {"type": "unreachable", "dst": "not-a-network", "dev": "lo"},
+    ]
+    assert routed_networks(routes) == ["10.15.22.0/24", "192.168.7.9/32", "2001:db8::/64"]
+
+
+def test_this_machine_s_own_network_is_read(run_module):
+    """The module on a real kernel: whatever it names exists and carries the address."""
+    result = run_module("default_interface_facts")
+    if result.get("failed"):
+        assert "no interface that is up" in result["msg"] or "has no interface" in result["msg"]
+        return
+    facts = result["ansible_facts"]["default_interface"]
+    assert Path("/sys/class/net", facts["interface"]).exists()
+    mismatch = run_module("default_interface_facts", interface="no-such-device")
+    assert mismatch["failed"] and facts["address"] in mismatch["msg"]
+    assert run_module("default_interface_facts", peers=["not-an-address"])["failed"]

@@ -1,0 +1,189 @@
+# Copyright: (c) 2026, The metalray contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+from __future__ import annotations
+
+import copy
+
+import pytest
+
+from ansible_collections.metalray.cluster.plugins.module_utils._plan import Settings, make_plan
+
+SPECS = {
+    "cluster_user": {"type": "str"},
+    "cluster_shared_dir": {"type": "path", "default": "/mnt/shared"},
+    "cluster_shared_backend": {"type": "str", "choices": ["nfs", "external"], "default": "nfs"},
+    "cluster_interface": {"type": "str"},
+    "cluster_cidr": {"type": "str"},
+    "limits_nofile": {"type": "int", "default": 65536},
+    "limits_memlock": {"type": "str", "default": "unlimited"},
+    "docker_users": {"type": "list", "elements": "str"},
+}
+
+
+def node(number: int, **more):
+    return {
+        "os": {"id": "debian", "version": "12", "codename": "bookworm", "name": "Debian GNU/Linux 12 (bookworm)"},
+        "architecture": "x86_64",
+        "python": "3.11.2",
+        "systemd": True,
+        "hostname": f"host{number}",
+        "machine_id": f"{number:032x}",
+        "cpus": 64,
+        "memory_bytes": 2**40,
+        "gpus": 8,
+        "hard_limits": {"nofile": 524288, "memlock": None},
+        "can_raise_limits": True,
+        "user": {"name": "ray", "uid": 1000, "gid": 1000, "group": "ray", "home": "/home/ray"},
+        "user_wanted": "ray",
+        "shared_dir": {"exists": True, "mount": None},
+        "networks": ["10.0.0.0/24"],
+        "candidates": [
+            {"interface": "fab0", "address": f"10.0.0.{number}", "prefix": 24, "mtu": 9000, "speed_mbps": 100000, "physical": True,
+             "default_route": False}
+        ],
+        **more,
+    }  # fmt: skip
+
+
+class Cluster:
+    def __init__(self) -> None:
+        self.groups = {"head": ["a"], "workers": ["b", "c"], "cluster": ["a", "b", "c"]}
+        self.nodes = {name: node(number) for number, name in enumerate("abc", start=1)}
+        self.values: dict[str, dict] = {name: {} for name in "abc"}
+        self.others: dict[str, list[str]] = {name: [] for name in "abc"}
+        self.warnings: list[str] = []
+
+    def plan(self):
+        settings = {name: Settings(self.values[name], {}, self.others[name]) for name in self.values}
+        return make_plan(self.groups, copy.deepcopy(self.nodes), settings, SPECS, self.warnings.append)
+
+    def problems(self) -> str:
+        plan, problems = self.plan()
+        assert plan == {}
+        return "\n".join(problems)
+
+
+@pytest.fixture
+def cluster():
+    return Cluster()
+
+
+def test_the_plan_of_a_sound_cluster(cluster):
+    plan, problems = cluster.plan()
+    assert problems == []
+    assert (plan["head"], plan["head_address"], plan["cidr"], plan["user"]) == ("a", "10.0.0.1", "10.0.0.0/24", "ray")
+    assert plan["addresses"] == ["10.0.0.1", "10.0.0.2", "10.0.0.3"] and plan["missing"] == []
+    assert plan["shared_dir"] == "/mnt/shared" and plan["shared_backend"] == "nfs"
+    assert plan["nodes"]["b"]["interface"] == "fab0" and plan["nodes"]["b"]["home"] == "/home/ray"
+
+
+def test_a_head_alone_is_a_cluster(cluster):
+    cluster.groups = {"head": ["a"], "cluster": ["a"]}
+    cluster.nodes = {"a": node(1)}
+    assert cluster.plan()[0]["addresses"] == ["10.0.0.1"]
+
+
+def test_a_worker_that_did_not_answer_is_named_and_left_out(cluster):
+    del cluster.nodes["b"]
+    plan, problems = cluster.plan()
+    assert problems == [] and plan["missing"] == ["b"] and set(plan["nodes"]) == {"a", "c"}
+
+
+def test_a_head_that_did_not_answer_is_refused(cluster):
+    del cluster.nodes["a"]
+    assert "a: the head did not answer" in cluster.problems()
+
+
+@pytest.mark.parametrize(
+    ("groups", "says"),
+    [
+        ({"head": ["a", "b"], "workers": ["c"]}, "'head' has 2 hosts (a, b)"),
+        ({"head": [], "workers": ["a", "b", "c"]}, "'head' is empty or missing"),
+        ({"workers": ["a"]}, "'head' is empty or missing"),
+        ({"head": ["a"], "workers": ["a", "b"]}, "a is in 'head' and in 'workers'"),
+        ({"head": ["a"], "workers": ["b"], "cluster": ["a", "b", "c"]}, "c is in 'cluster' but neither"),
+        ({"head": ["a"], "workers": ["b", "c"], "cluster": ["a"]}, "b, c is not in 'cluster'"),
+    ],
+)
+def test_groups_that_make_no_cluster(cluster, groups, says):
+    cluster.groups = {"cluster": sorted({*groups.get("head", []), *groups.get("workers", [])}), **groups}
+    assert says in cluster.problems()
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"cluster_shared_backend": "ceph"}, "b: cluster_shared_backend is 'ceph', it must be one of nfs, external"),
+        ({"limits_nofile": "many"}, "b: limits_nofile is 'many', it must be of type int"),
+        ({"docker_users": {"name": "x"}}, "b: docker_users is {'name': 'x'}, it must be of type list"),
+        ({"cluster_shared_dir": "/elsewhere"}, "cluster_shared_dir differs between hosts: '/mnt/shared' on a, c; '/elsewhere' on b"),
+        ({"cluster_interface": "eth9"}, "b: cluster_interface is 'eth9', but this node has fab0 10.0.0.2/24"),
+        ({"cluster_cidr": "192.0.2.0/24"}, "b: cluster_cidr is 192.0.2.0/24"),
+        ({"cluster_cidr": "10.0.0.0/240"}, "b: cluster_cidr is '10.0.0.0/240'"),
+    ],
+)
+def test_a_wrong_value_is_named_with_host_and_what_is_allowed(cluster, values, says):
+    cluster.values["b"] = values
+    assert says in cluster.problems()
+
+
+def test_values_that_coerce_are_accepted(cluster):
+    cluster.values["b"] = {"limits_nofile": "32768", "docker_users": "one,two"}
+    assert cluster.plan()[1] == []
+
+
+def test_an_expression_that_fails_is_named(cluster):
+    settings = {name: Settings({}, {"limits_nofile": "'typo' is undefined"} if name == "c" else {}) for name in "abc"}
+    _plan, problems = make_plan(cluster.groups, cluster.nodes, settings, SPECS, cluster.warnings.append)
+    assert problems == ["c: limits_nofile cannot be evaluated: 'typo' is undefined. Mend the expression in the inventory"]
+
+
+def test_a_misspelt_name_is_a_warning_and_a_stranger_s_is_not(cluster):
+    cluster.others["b"] = ["limit_nofile", "limits_nofiles", "docker_edition", "ansible_user"]
+    assert cluster.plan()[1] == []
+    assert cluster.warnings == ["'limits_nofiles' is not a variable of this collection. Is 'limits_nofile' meant?"]
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ({"os": {"id": "rocky", "version": "9", "codename": "", "name": "Rocky Linux 9"}}, "b: runs Rocky Linux 9, supported are debian"),
+        ({"python": "3.8.10"}, "b: Python is 3.8.10, 3.9 or newer"),
+        ({"systemd": False}, "b: systemd is not running"),
+        ({"user": None, "user_wanted": "train"}, "b: cluster_user is 'train', which has no account there"),
+        ({"machine_id": f"{1:032x}"}, "a and b: the same machine-id"),
+        ({"hostname": "host1"}, "a and b: the same host name 'host1'"),
+        ({"user": {"name": "ray", "uid": 1001, "gid": 1000, "group": "ray", "home": "/home/ray"}}, "ray uid 1001 gid 1000 on b"),
+        ({"candidates": []}, "b has no interface"),
+    ],
+)
+def test_a_node_that_cannot_take_part(cluster, change, says):
+    cluster.nodes["b"].update(change)
+    assert says in cluster.problems()
+
+
+def test_two_nodes_with_one_address(cluster):
+    cluster.nodes["b"]["candidates"][0]["address"] = "10.0.0.1"
+    assert "the same address 10.0.0.1" in cluster.problems()
+
+
+def test_limits_that_would_lock_everybody_out(cluster):
+    cluster.nodes["b"].update(can_raise_limits=False, hard_limits={"nofile": 20000, "memlock": 8388608})
+    said = cluster.problems()
+    assert "b: limits_nofile is 65536, but this node cannot go above 20000" in said
+    assert "b: limits_memlock is unlimited, but this node cannot go above 8192" in said
+    cluster.values = {name: {"limits_nofile": 20000, "limits_memlock": "8192"} for name in "abc"}
+    assert cluster.plan()[1] == []
+
+
+def test_an_external_directory_must_be_there(cluster):
+    cluster.values = {name: {"cluster_shared_backend": "external"} for name in "abc"}
+    cluster.nodes["c"]["shared_dir"]["exists"] = False
+    assert "c: cluster_shared_backend is 'external', but /mnt/shared does not exist" in cluster.problems()
+
+
+def test_all_problems_come_at_once(cluster):
+    cluster.nodes["a"].update(systemd=False)
+    cluster.nodes["b"].update(python="3.8.1")
+    assert len(cluster.plan()[1]) == 2
