@@ -128,6 +128,12 @@ from ..module_utils._node import read_text
 from ..module_utils._ray_supervisor import fingerprint
 
 
+def last_words(journal: str, limit: int = 8) -> str:
+    """The last lines of a journal that a reader needs: no frames of a Python traceback."""
+    told = [line for line in journal.splitlines() if line.strip() and not line.startswith((" ", "Traceback "))]
+    return "\n".join(told[-limit:])
+
+
 def main() -> None:
     module = AnsibleModule(
         argument_spec={
@@ -202,9 +208,10 @@ def main() -> None:
     if reason:
         rc, _out, err = module.run_command([systemctl, "restart", unit])
         if rc != 0:
-            journal = module.run_command(["journalctl", "--unit", unit, "--lines", "25", "--no-pager", "--output", "cat"])[1]
+            journal = module.run_command(["journalctl", "--unit", unit, "--lines", "60", "--no-pager", "--output", "cat"])[1]
             module.fail_json(
-                msg=f"{unit} did not start: {err.strip().splitlines()[0] if err.strip() else 'no reason given'}. Its last lines:\n{journal}",
+                msg=f"{unit} did not start. Its last words:\n{last_words(journal) or err.strip()}\n"
+                f"All of them: journalctl -u {unit}. Mend the cause and run the stage again (--tags ray)",
                 **{key: result[key] for key in ("paths", "reason")},
             )
     module.exit_json(**result)

@@ -1,0 +1,65 @@
+# Copyright: (c) 2026, The metalray contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Controller side of ``version_parity``: collects the facts of the hosts and hands them to ``_versions``."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ansible.plugins.action import ActionBase
+
+from ..module_utils._versions import compare, failure, warnings
+
+_SYSTEM = ["os", "kernel", "glibc", "driver", "cuda", "nccl", "nccl_system"]
+_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "hosts": {"type": "list", "elements": "str"},
+    "fact": {"type": "str", "default": "package_versions"},
+    "packages": {"type": "list", "elements": "str", "default": []},
+    "system": {"type": "list", "elements": "str", "choices": _SYSTEM, "default": ["driver", "cuda", "nccl"]},
+    "system_warned": {"type": "list", "elements": "str", "choices": _SYSTEM, "default": ["kernel", "glibc"]},
+    "reference": {"type": "str"},
+}
+
+
+class ActionModule(ActionBase):
+    _requires_connection = False
+    _supports_check_mode = True
+    _supports_diff = False
+    TRANSFERS_FILES = False
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        result = super().run(tmp, task_vars)
+        _validation, arguments = self.validate_argument_spec(_ARGUMENTS)
+        task_vars = task_vars or {}
+        hostvars, fact = task_vars["hostvars"], arguments["fact"]
+        asked = arguments["hosts"]
+        hosts = asked if asked is not None else task_vars.get("ansible_play_hosts", [])
+        unknown = [host for host in hosts if host not in hostvars]
+        if unknown:
+            return {**result, "failed": True, "msg": f"hosts names {', '.join(unknown)}: not in the inventory"}
+        facts = {host: hostvars[host].get("ansible_facts", {}).get(fact) for host in hosts}
+        lacking = [host for host, value in facts.items() if not value]
+        if lacking and asked is not None and not self._task.check_mode:
+            msg = (
+                f"no fact '{fact}' of {', '.join(lacking)}. Run metalray.cluster.package_versions_facts on every host "
+                "before this task"
+            )
+            return {**result, "failed": True, "msg": msg}
+        comparison = compare(
+            {host: value for host, value in facts.items() if value},
+            packages=arguments["packages"],
+            strict=arguments["system"],
+            warned=arguments["system_warned"],
+            reference=arguments["reference"] or next(iter(task_vars.get("groups", {}).get("head", [])), ""),
+        )
+        result.update(changed=False, hosts=comparison.hosts, differences=comparison.as_list())
+        if comparison.warned:
+            result["warnings"] = warnings(comparison)
+        if comparison.strict:
+            return {**result, "failed": True, "msg": failure(comparison)}
+        compared = len(comparison.hosts)
+        result["msg"] = {0: "no versions to compare yet", 1: "one host only: nothing to compare"}.get(
+            compared, f"{compared} hosts have the same versions"
+        )
+        return result

@@ -1,0 +1,243 @@
+#!/usr/bin/python
+# Copyright: (c) 2026, The metalray contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: python_env
+short_description: Build a virtual environment from a lock and switch to it
+version_added: 0.1.0
+description:
+  - Installs a pinned uv, builds a virtual environment from a lock with hashes beside the one in use, checks it, and
+    then lets a link lead to it in one step. All in one remote call.
+  - A build that fails or is interrupted leaves the environment in use alone and nothing in the way of the next run.
+  - Each run compares what is installed with what was built. An environment that was changed by other hands since is
+    built anew, beside the changed one, which stays until the next build. Seen are packages added, removed, installed
+    again or in another version, stray modules, and wrong ownership; not seen is an edit inside of an installed file.
+  - An environment is named by a hash of its lock (without comments and order), Python's full version and uv's
+    version, so that equal names mean equal environments on all nodes. One that is still there from before is switched
+    to without a build.
+author:
+  - The metalray contributors (@metalray)
+attributes:
+  check_mode:
+    support: full
+    description:
+      - Can run in check mode and report what it would build. The list of packages is then worked out from the lock.
+  diff_mode:
+    support: full
+    description: Returns the list of packages with their versions before and after.
+  idempotent:
+    support: full
+    description: A second run with the same options changes nothing and starts neither uv nor pip.
+options:
+  lock:
+    description:
+      - The text of the lock, in the format of requirements files. Every package is pinned to one version and has
+        hashes.
+      - Kept out of logs for its size.
+    type: str
+    required: true
+  lock_name:
+    description: How messages name the lock, such as its path on the controller.
+    type: str
+    default: lock
+  python:
+    description:
+      - The Python that the environment is based on, as an absolute path or as a version such as V(3.12) or V(3.12.9).
+      - For a version, the node's own Python is taken where it fits; else uv fetches one below O(root).
+    type: str
+    default: /usr/bin/python3
+  root:
+    description: Directory on the node's own disk for the environments, uv and its cache. It will belong to root.
+    type: path
+    default: /opt/metalray
+  venv:
+    description: The link that leads to the environment in use.
+    type: path
+    default: /opt/metalray/venv
+  uv_version:
+    description: Version of uv.
+    type: str
+    required: true
+  uv_lock:
+    description: Text of a requirements file with the hashes of uv in O(uv_version).
+    type: str
+    required: true
+  index_url:
+    description:
+      - Address of the package index. Empty is the default of uv and pip. An account in it is not shown in messages.
+    type: str
+    default: ''
+  extra_index_urls:
+    description: Addresses of more package indexes.
+    type: list
+    elements: str
+    default: []
+  find_links:
+    description: Directories on the node with packages to install from, beside the index.
+    type: list
+    elements: path
+    default: []
+  ca_bundle:
+    description:
+      - File on the node with the certificates of the authorities to trust. Empty is the system's own bundle where
+        there is one.
+    type: path
+    default: ''
+  torch_backend:
+    description: Value for uv's C(--torch-backend), such as V(cu130) or V(cpu). Empty is none.
+    type: str
+    default: ''
+  offline:
+    description: Use no index and no network. Needs O(find_links).
+    type: bool
+    default: false
+  allow_builds:
+    description:
+      - Build packages that have no wheel from their source, on each node. What such a build fetches for itself is not
+        locked.
+    type: bool
+    default: false
+  compile:
+    description:
+      - Compile all modules ahead. Nobody but root can write into the environment later, so that without it every start
+        of a process compiles anew what O(imports) has not touched.
+    type: bool
+    default: true
+  imports:
+    description: Modules to import at the end of a build, before the switch, as a proof that they load on this node.
+    type: list
+    elements: str
+    default: []
+  keep:
+    description:
+      - How many environments are kept beside the one in use, last used first. With V(0) one that processes still run
+        from is removed under them.
+    type: int
+    default: 1
+  min_free_bytes:
+    description: Free bytes on the disk of O(root) below which no build starts.
+    type: int
+    default: 0
+  timeout:
+    description: Seconds for a whole build.
+    type: int
+    default: 1800
+notes:
+  - Needs the module venv of the system's Python (Debian's package python3-venv) to install uv.
+  - Messages name the options with the prefix C(python_env_), as the variables of the role are named.
+"""
+
+EXAMPLES = r"""
+- name: Bring the node to the lock
+  become: true
+  metalray.cluster.python_env:
+    lock: "{{ lookup('ansible.builtin.file', 'locks/smoke.txt') }}"
+    lock_name: locks/smoke.txt
+    uv_version: 0.13.9
+    uv_lock: "{{ lookup('ansible.builtin.file', 'uv.txt') }}"
+    min_free_bytes: 10737418240
+
+- name: Install from a directory of wheels, without a network
+  become: true
+  metalray.cluster.python_env:
+    lock: "{{ lookup('ansible.builtin.file', 'locks/smoke.txt') }}"
+    uv_version: 0.13.9
+    uv_lock: "{{ lookup('ansible.builtin.file', 'uv.txt') }}"
+    find_links: [/mnt/shared/wheels]
+    offline: true
+"""
+
+RETURN = r"""
+path:
+  description: The link.
+  returned: success
+  type: str
+  sample: /opt/metalray/venv
+target:
+  description: The environment that the link leads to, or would lead to.
+  returned: success
+  type: str
+  sample: /opt/metalray/venvs/3f0c9a1be2d4
+hash:
+  description: Hash of the lock, Python's and uv's version.
+  returned: success
+  type: str
+python:
+  description: Full version of Python.
+  returned: success
+  type: str
+  sample: 3.11.2
+packages:
+  description: Versions of the installed packages by name.
+  returned: success
+  type: dict
+  sample: {ray: 2.60.0}
+built:
+  description: Whether an environment was built. A switch to one that was there is a change without a build.
+  returned: success
+  type: bool
+drift:
+  description: How the environment that was in use differed from what had been built, one sentence each.
+  returned: success
+  type: list
+  elements: str
+  sample: [six 1.17.0 was removed]
+removed:
+  description: Environments that were removed.
+  returned: success
+  type: list
+  elements: str
+"""
+
+from dataclasses import asdict
+from pathlib import Path
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ..module_utils._python_env import EnvError, Settings, ensure
+
+
+def main() -> None:
+    strings = {"type": "list", "elements": "str", "default": []}
+    module = AnsibleModule(
+        argument_spec={
+            # No secret, but hundreds of kilobytes that no log of the node should carry on every run.
+            "lock": {"type": "str", "required": True, "no_log": True},
+            "lock_name": {"type": "str", "default": "lock"},
+            "python": {"type": "str", "default": "/usr/bin/python3"},
+            "root": {"type": "path", "default": "/opt/metalray"},
+            "venv": {"type": "path", "default": "/opt/metalray/venv"},
+            "uv_version": {"type": "str", "required": True},
+            "uv_lock": {"type": "str", "required": True, "no_log": True},
+            "index_url": {"type": "str", "default": ""},
+            "extra_index_urls": strings,
+            "find_links": {"type": "list", "elements": "path", "default": []},
+            "ca_bundle": {"type": "path", "default": ""},
+            "torch_backend": {"type": "str", "default": ""},
+            "offline": {"type": "bool", "default": False},
+            "allow_builds": {"type": "bool", "default": False},
+            "compile": {"type": "bool", "default": True},
+            "imports": strings,
+            "keep": {"type": "int", "default": 1},
+            "min_free_bytes": {"type": "int", "default": 0},
+            "timeout": {"type": "int", "default": 1800},
+        },
+        supports_check_mode=True,
+    )
+    for name, least in (("keep", 0), ("min_free_bytes", 0), ("timeout", 1)):
+        if module.params[name] < least:
+            module.fail_json(msg=f"python_env_{name} is {module.params[name]}: allowed is {least} or more")
+    values = {**module.params, "root": Path(module.params["root"]), "venv": Path(module.params["venv"])}
+    try:
+        outcome = ensure(Settings(**values), module.check_mode)
+    except EnvError as error:
+        module.fail_json(msg=str(error))
+    result = {name: value for name, value in asdict(outcome).items() if value is not None}
+    module.exit_json(path=str(values["venv"]), **result)
+
+
+if __name__ == "__main__":
+    main()

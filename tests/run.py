@@ -1,0 +1,174 @@
+# Copyright: (c) 2026, The metalray contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Run the project's checks, one after the other: ``tests/run.py [CHECK ...]``.
+
+Each check writes to reports/NAME.log. All of them run; the last lines of those that failed are shown at the end.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Callable, Sequence
+
+ROOT = Path(__file__).resolve().parents[1]
+REPORTS = ROOT / "reports"
+CACHE = ROOT / ".cache"
+BIN = ROOT / ".venv" / "bin"
+_LAST_LINES = 80
+
+# ansible-test fetches pip's installer from a site of its own; the standard library has one too.
+_GET_PIP = """\
+import subprocess, sys
+subprocess.check_call([sys.executable, "-m", "ensurepip", "--default-pip"])
+subprocess.check_call([sys.executable, "-m", "pip", "install", "--quiet", "pip==24.2"])
+"""
+
+
+class Failed(Exception):
+    """A command of a check ended with another status than 0."""
+
+
+class Check:
+    """The log of a check, and the way to run its commands."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+        self.path = REPORTS / f"{name}.log"
+        self._log = self.path.open("w", encoding="utf-8")
+
+    def run(self, *command: str | Path, cwd: Path = ROOT, **environment: str) -> None:
+        words = [str(word) for word in command]
+        self._log.write(f"\n$ {' '.join(words)}\n")
+        self._log.flush()
+        done = subprocess.run(
+            words,
+            cwd=cwd,
+            env={**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "NO_COLOR": "1", "ANSIBLE_NOCOLOR": "1", **environment},
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            check=False,
+        )
+        if done.returncode:
+            raise Failed(f"'{' '.join(words[:4])} …' ended with status {done.returncode}")
+
+    def last_lines(self) -> str:
+        self._log.flush()
+        return "\n".join(self.path.read_text(encoding="utf-8", errors="replace").splitlines()[-_LAST_LINES:])
+
+
+def lint(check: Check) -> None:
+    """Style of the Python, the playbooks and the changelog."""
+    check.run("ruff", "check", ".")
+    check.run("ruff", "format", "--check", ".")
+    check.run("ansible-lint", "--profile", "production", "--offline", "--strict")
+    check.run("antsibull-changelog", "lint")
+
+
+def unit(check: Check) -> None:
+    """Pure functions, and modules over real files, processes and servers."""
+    check.run("pytest", "-q")
+
+
+def newest(check: Check) -> None:
+    """The unit tests and a syntax check on the newest Python here and the newest ansible-core for it."""
+    python = newest_python()
+    venv = CACHE / "newest"
+    lock = ROOT / "requirements" / "test.txt"
+    stamp = venv / "ready"
+    if not stamp.exists() or stamp.stat().st_mtime < lock.stat().st_mtime:
+        check.run("uv", "venv", "--clear", "--quiet", "--python", python, venv)
+        check.run("uv", "pip", "sync", "--quiet", "--require-hashes", "--python", venv / "bin/python", lock)
+        stamp.touch()
+    check.run(venv / "bin/python", "-m", "pytest", "-q")
+    check.run(venv / "bin/ansible-playbook", "--version")
+    check.run(venv / "bin/ansible-playbook", "--syntax-check", "-i", "inventories/sandbox", "site.yml")
+
+
+def newest_python() -> str:
+    """The newest CPython from 3.12 on that this machine has, or the one that runs this."""
+    candidates = [shutil.which(f"python3.{minor}") for minor in range(20, 11, -1)]
+    pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
+    candidates += [str(path) for path in sorted(pyenv.glob("3.1[2-9].*/bin/python3"), reverse=True)]
+    for candidate in filter(None, candidates):
+        if subprocess.run([candidate, "-c", "import ensurepip"], capture_output=True, check=False).returncode == 0:
+            return candidate
+    return sys.executable
+
+
+def installed_collection(check: Check) -> Path:
+    """The collection as a user installs it: built, and installed offline into an empty path."""
+    build = ROOT / "build"
+    shutil.rmtree(build, ignore_errors=True)
+    check.run("ansible-galaxy", "collection", "build", "--output-path", build)
+    tarball = next(build.glob("metalray-cluster-*.tar.gz"))
+    check.run("ansible-galaxy", "collection", "install", "--offline", "--no-deps", "--force", "-p", build, tarball)
+    return build / "ansible_collections" / "metalray" / "cluster"
+
+
+def sanity(check: Check) -> None:
+    """ansible-test sanity on the installed copy."""
+    home = CACHE / "home"
+    stand_in = home / ".ansible" / "test" / "cache" / "get_pip_24_2.py"
+    stand_in.parent.mkdir(parents=True, exist_ok=True)
+    stand_in.write_text(_GET_PIP, encoding="utf-8")
+    python = f"{sys.version_info.major}.{sys.version_info.minor}"
+    check.run("ansible-test", "sanity", "--local", "--python", python, "--color", "no", cwd=installed_collection(check), HOME=str(home))
+
+
+def scenario(name: str) -> Callable[[Check], None]:
+    def run(check: Check) -> None:
+        try:
+            check.run("molecule", "test", "--scenario-name", name, "--destroy", "never")
+        finally:
+            check.run("molecule", "destroy", "--scenario-name", name)
+
+    run.__doc__ = f"Molecule scenario '{name}'."
+    return run
+
+
+def all_checks() -> dict[str, Callable[[Check], None]]:
+    scenarios = sorted(path.parent.name for path in (ROOT / "molecule").glob("*/molecule.yml"))
+    return {
+        "lint": lint,
+        "unit": unit,
+        "newest": newest,
+        "sanity": sanity,
+        **{f"molecule-{name}": scenario(name) for name in scenarios},
+    }
+
+
+def main(names: Sequence[str]) -> int:
+    known = all_checks()
+    unknown = [name for name in names if name not in known]
+    if unknown:
+        print(f"no check named {', '.join(unknown)}; there are {', '.join(known)}", file=sys.stderr)
+        return 2
+    REPORTS.mkdir(exist_ok=True)
+    CACHE.mkdir(exist_ok=True)
+    failed: dict[str, str] = {}
+    begun = time.monotonic()
+    for name in names or known:
+        check, start = Check(name), time.monotonic()
+        print(f"{name:<22} {(known[name].__doc__ or '').splitlines()[0]}", flush=True)
+        try:
+            known[name](check)
+            outcome = "ok"
+        except (Failed, OSError) as error:
+            outcome = f"FAILED: {error}"
+            failed[name] = check.last_lines()
+        print(f"{'':<22} {outcome} ({time.monotonic() - start:.0f} s, reports/{name}.log)", flush=True)
+    for name, lines in failed.items():
+        print(f"\n===== {name}: the last lines of reports/{name}.log =====\n{lines}")
+    print(f"\n{len(failed)} of {len(names or known)} checks failed, {time.monotonic() - begun:.0f} s")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,527 @@
+# Copyright: (c) 2026, The metalray contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import platform
+import shutil
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import yaml
+from ansible_collections.metalray.cluster.plugins.module_utils import _python_env as env
+
+ROOT = Path(__file__).resolve().parents[2]
+ROLE = ROOT / "roles" / "python_env"
+LOCKS = [ROLE / "files/locks/smoke.txt", *sorted((ROOT / "inventories/sandbox").glob("*.txt"))]
+PYTHON = platform.python_version()
+HASH = "--hash=sha256:" + "0" * 64
+
+
+def lock_of(**packages: str) -> str:
+    return "".join(f"{name}=={version} \\\n    {HASH}\n" for name, version in packages.items())
+
+
+# --- the lock ----------------------------------------------------------------------------------------------------
+
+
+def test_a_lock_is_read_as_uv_writes_it() -> None:
+    text = (
+        "# a comment\n"
+        f"Typing_Extensions==4.16.0 ; python_full_version < '3.11' \\\n    {HASH} \\\n    {HASH}\n"
+        "    # via torch\n"
+        f"torch==2.13.0+cpu {HASH}\n"
+        f"ray[default]==2.60.0 \\\r\n    {HASH}\n"
+        f"flash-attn @ https://example.com/flash_attn-2.8.3+cu12-cp312-cp312-linux_x86_64.whl {HASH}\n"
+    )
+    found = env.parse_lock(text, "x.txt")
+    assert [(item.name, item.version, item.marker) for item in found] == [
+        ("typing-extensions", "4.16.0", "python_full_version < '3.11'"),
+        ("torch", "2.13.0+cpu", ""),
+        ("ray", "2.60.0", ""),
+        ("flash-attn", "2.8.3+cu12", ""),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("text", "word"),
+    [
+        ("", "names no package"),
+        ("# nothing\n", "names no package"),
+        ("six==1.17.0\n", "six==1.17.0"),
+        (f"six>=1.17.0 {HASH}\n", "six>=1.17.0"),
+        (f"six==1.* {HASH}\n", "six==1.*"),
+        (f"six {HASH}\n", "six"),
+        (f"-e . {HASH}\n", "option '-e'"),
+        (f"--index-url https://example.com/simple\nsix==1.17.0 {HASH}\n", "option '--index-url'"),
+    ],
+)
+def test_a_lock_that_pins_less_is_refused(text: str, word: str) -> None:
+    with pytest.raises(env.EnvError) as caught:
+        env.parse_lock(text, "mine.txt")
+    assert word in str(caught.value)
+    assert "mine.txt" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("marker", "python", "holds"),
+    [
+        ("", "3.11.2", True),
+        ("python_full_version < '3.11'", "3.10.13", True),
+        ("python_full_version < '3.11'", "3.11.2", False),
+        ("python_full_version >= '3.9'", "3.10.1", True),
+        ("python_full_version == '3.11.*'", "3.11.2", True),
+        ("python_full_version == '3.11.*'", "3.12.0", False),
+        ("python_full_version != '3.11.*'", "3.12.0", True),
+        ("python_full_version <= '3.11'", "3.11.0", True),
+        ("sys_platform == 'win32'", "3.11.2", False),
+        ("sys_platform == 'linux' and python_version >= '3.10'", "3.13.0", True),
+        ("(platform_machine == 'alpha' or platform_machine == 'vax') and sys_platform == 'linux'", "3.11.2", False),
+        ("platform_python_implementation != 'PyPy'", "3.11.2", True),
+        ("'linux' in sys_platform", "3.11.2", True),
+        ("sys_platform not in 'win32 darwin'", "3.11.2", True),
+        # What is not understood is shown rather than hidden.
+        ("python_version ~= '3.10'", "3.9.0", True),
+        ("extra == 'gpu'", "3.11.2", True),
+        ("__import__('os').system('false')", "3.11.2", True),
+    ],
+)
+def test_markers(marker: str, python: str, holds: bool) -> None:
+    assert env.marker_holds(marker, env.marker_environment(python)) is holds
+
+
+def test_the_hash_depends_on_versions_only() -> None:
+    one = env.parse_lock(lock_of(six="1.17.0", ray="2.60.0"), "x")
+    other = env.parse_lock("# made today\n" + lock_of(ray="2.60.0", six="1.17.0"), "y")
+    assert env.environment_hash(one, "3.11.2", "0.13.9") == env.environment_hash(other, "3.11.2", "0.13.9")
+    changed = {
+        env.environment_hash(one, "3.11.2", "0.13.9"),
+        env.environment_hash(one, "3.11.3", "0.13.9"),
+        env.environment_hash(one, "3.11.2", "0.14.0"),
+        env.environment_hash(env.parse_lock(lock_of(six="1.16.0", ray="2.60.0"), "x"), "3.11.2", "0.13.9"),
+    }
+    assert len(changed) == 4
+
+
+@pytest.mark.parametrize("path", LOCKS, ids=lambda path: path.name)
+def test_shipped_locks_are_complete(path: Path) -> None:
+    text = path.read_text(encoding="utf-8")
+    assert "://" not in text
+    assert "/tmp" not in text
+    packages = env.lock_packages(env.parse_lock(text, path.name), "3.11.2")
+    assert tuple(map(int, packages["ray"].split("."))) >= (2, 54)
+    assert "colorama" not in packages
+
+
+def test_shipped_locks_agree() -> None:
+    seen: dict[str, set[str]] = {}
+    for path in LOCKS:
+        for name, version in env.lock_packages(env.parse_lock(path.read_text("utf-8"), path.name), "3.11.2").items():
+            seen.setdefault(name, set()).add(version.partition("+")[0])
+    assert len(LOCKS) == 3
+    assert {name: versions for name, versions in seen.items() if len(versions) > 1} == {}
+
+
+def test_the_default_uv_has_hashes() -> None:
+    defaults = yaml.safe_load((ROLE / "defaults/main.yml").read_text(encoding="utf-8"))
+    (pin,) = env.parse_lock((ROLE / "files/uv.txt").read_text(encoding="utf-8"), "uv.txt")
+    assert (pin.name, pin.version) == ("uv", str(defaults["python_env_uv_version"]))
+
+
+# --- what tools say ----------------------------------------------------------------------------------------------
+
+
+# Cause, and words of uv 0.13 and pip 23 that were seen with it.
+SEEN = [
+    ("hash differs", "error: Failed to download `six==1.17.0`\n  cause: Hash mismatch for `six==1.17.0`"),
+    ("hash differs", "ERROR: THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE. If you have"),
+    (
+        "not in the index",
+        "error: No solution found\n  cause: Because there is no version of six==1.99.0 and you require",
+    ),
+    ("not in the index", "Because six was not found in the provided package locations and you require six==1.17.0"),
+    ("not in the index", "ERROR: No matching distribution found for uv==0.13.9"),
+    ("cannot be reached", "error: Request failed after 3 retries\n  cause: Failed to fetch: https://127.0.0.1/"),
+    ("cannot be reached", "  cause: tcp connect error\n  cause: Connection refused (os error 111)"),
+    ("cannot be reached", "  cause: failed to lookup address information: Name or service not known"),
+    (
+        "certificate",
+        "error: Failed to fetch: https://mirror.example/simple/six/\n  cause: client error (Connect)\n"
+        "  cause: invalid peer certificate: UnknownIssuer",
+    ),
+    (
+        "certificate",
+        "WARNING: Retrying after connection broken by 'SSLError(SSLCertVerificationError(1, '[SSL: "
+        "CERTIFICATE_VERIFY_FAILED] certificate verify failed'))'\nERROR: No matching distribution found for uv==0.13",
+    ),
+    ("directory of packages", "error: Failed to read `--find-links` directory: /nonexistent\n  cause: No such file"),
+    ("this node's Python", "Because torch==2.13.0+cpu has no wheels with a matching Python ABI tag (e.g., `cp313`)"),
+    (
+        "no wheel",
+        "Because docopt==0.6.2 has no usable wheels and you require docopt==0.6.2\n\nhint: Wheels are required for "
+        "`docopt` because building from source is disabled for all packages (i.e., with `--no-build`)",
+    ),
+    ("disk is full", "error: Failed to download `numpy==2.4.6`\n  cause: failed to write: No space left on device"),
+    ("not consistent", "Found 4 incompatibilities\nThe package `requests` requires `idna>=2.5,<4`, but"),
+    (
+        "virtual environments",
+        "The virtual environment was not created successfully because ensurepip is not available.",
+    ),
+    ("it failed", "thread 'main' panicked"),
+]
+
+
+@pytest.mark.parametrize(("cause", "output"), SEEN)
+def test_causes(cause: str, output: str) -> None:
+    found, mend = env.explain(output, Path("/opt/metalray"))
+    assert cause in found
+    assert mend
+    assert "{" not in mend
+
+
+def test_accounts_are_not_shown() -> None:
+    assert env.tail("Failed to fetch: https://me:secret@mirror.example/simple\n") == (
+        "  Failed to fetch: https://***@mirror.example/simple"
+    )
+
+
+def test_tools_get_addresses_by_environment(tmp_path: Path) -> None:
+    settings = env.Settings(
+        "", "", "1", "", root=tmp_path, index_url="https://a/simple", extra_index_urls=["https://b", "https://c"],
+        find_links=["/w"], ca_bundle="/ca.pem", offline=True,
+    )  # fmt: skip
+    values = env.tool_environment(settings, {"PATH": "/bin", "VIRTUAL_ENV": "/x", "HTTPS_PROXY": "http://p"})
+    assert "VIRTUAL_ENV" not in values
+    assert values["HTTPS_PROXY"] == "http://p"
+    assert values["UV_DEFAULT_INDEX"] == values["PIP_INDEX_URL"] == "https://a/simple"
+    assert values["UV_INDEX"] == "https://b https://c"
+    assert values["SSL_CERT_FILE"] == values["PIP_CERT"] == "/ca.pem"
+    assert values["UV_OFFLINE"] == values["PIP_NO_INDEX"] == "1"
+
+
+# --- building, with a stand-in for uv that makes what uv makes -----------------------------------------------------
+
+FAKE_UV = """#!{python}
+import json, os, pathlib, re, sys, time
+arguments = sys.argv[1:]
+with open({log!r}, "a") as log:
+    log.write(json.dumps([arguments, dict(os.environ)]) + "\\n")
+behaviour = os.environ.get("FAKE_UV", "")
+if arguments[0] == "venv":
+    target = pathlib.Path(arguments[-1])
+    python = arguments[arguments.index("--python") + 1]
+    (target / "bin").mkdir(parents=True)
+    (target / "bin/python").symlink_to(python)
+    (target / "lib/python3.{minor}/site-packages").mkdir(parents=True)
+    (target / "pyvenv.cfg").write_text("home = " + os.path.dirname(os.path.realpath(python)) + "\\n")
+elif arguments[:2] == ["pip", "sync"]:
+    target = pathlib.Path(arguments[arguments.index("--python") + 1]).parents[1]
+    place = next(target.glob("lib/*/site-packages"))
+    for name, version in re.findall(r"^([a-z-]+)==(\\S+)", pathlib.Path(arguments[-1]).read_text(), re.M):
+        info = place / (name.replace("-", "_") + "-" + version + ".dist-info")
+        info.mkdir()
+        (info / "RECORD").write_text(name + ".py,sha256=" + version + ",1\\n")
+        (place / (name + ".py")).write_text("version = " + repr(version) + "\\n")
+        if behaviour == "half":
+            print("error: client error (Connect)\\n  cause: tcp connect error")
+            sys.exit(2)
+        if behaviour == "hang":
+            print("Downloading torch", flush=True)
+            time.sleep(60)
+elif arguments[:2] == ["pip", "check"] and behaviour == "inconsistent":
+    print("Found 1 incompatibility")
+    sys.exit(1)
+"""
+
+
+class Node:
+    """A root directory with a uv that is installed already."""
+
+    def __init__(self, path: Path) -> None:
+        self.log = path / "log"
+        self.root = path / "opt"
+        home = self.root / "uv-1.0"
+        (home / "bin").mkdir(parents=True)
+        uv = home / "bin" / "uv"
+        uv.write_text(FAKE_UV.format(python=sys.executable, log=str(self.log), minor=sys.version_info[1]))
+        uv.chmod(0o755)
+        (home / env.RECORD_FILE).write_text("{}")
+        self.settings = env.Settings(
+            lock=lock_of(ray="2.60.0", six="1.17.0"),
+            lock_name="smoke.txt",
+            uv_version="1.0",
+            uv_lock="",
+            root=self.root,
+            venv=self.root / "venv",
+            python=sys.executable,
+        )
+
+    def ensure(self, check_mode: bool = False, **changes: object) -> env.Outcome:
+        return env.ensure(replace(self.settings, **changes), check_mode)
+
+    @property
+    def calls(self) -> list[list[str]]:
+        if not self.log.exists():
+            return []
+        return [json.loads(line)[0] for line in self.log.read_text().splitlines()]
+
+    @property
+    def environments(self) -> list[str]:
+        return sorted(path.name for path in (self.root / "venvs").iterdir())
+
+    @property
+    def place(self) -> Path:
+        found = env.site_packages(self.settings.venv)
+        assert found is not None
+        return found
+
+
+@pytest.fixture
+def node(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Node:
+    monkeypatch.delenv("FAKE_UV", raising=False)
+    return Node(tmp_path)
+
+
+def test_first_build_and_then_nothing(node: Node) -> None:
+    first = node.ensure(imports=["json", "six"])
+    assert (first.changed, first.built) == (True, True)
+    assert first.packages == {"ray": "2.60.0", "six": "1.17.0"}
+    assert os.readlink(node.settings.venv) == first.target == str(node.root / "venvs" / first.hash[:12])
+    assert first.diff is not None
+    assert first.diff["before"] == ""
+    assert first.diff["after"] == f"python {PYTHON}\nray 2.60.0\nsix 1.17.0\n"
+    done = len(node.calls)
+    second = node.ensure(imports=["json", "six"])
+    assert (second.changed, second.drift, second.diff) == (False, [], None)
+    assert (second.target, second.packages) == (first.target, first.packages)
+    assert len(node.calls) == done == 3
+
+
+def test_a_build_takes_locked_wheels_only(node: Node) -> None:
+    node.ensure(find_links=["/w1", "/w2"], torch_backend="cu130", index_url="https://me:secret@mirror.example/simple")
+    sync = node.calls[1]
+    assert "--require-hashes" in sync
+    assert "--no-build" in sync
+    assert [sync[at + 1] for at, word in enumerate(sync) if word == "--find-links"] == ["/w1", "/w2"]
+    assert sync[sync.index("--torch-backend") + 1] == "cu130"
+    assert not any("secret" in word for call in node.calls for word in call)
+
+
+def test_check_mode_on_a_fresh_node_writes_nothing(tmp_path: Path) -> None:
+    root = tmp_path / "opt"
+    settings = env.Settings(lock_of(six="1.17.0"), "x", "1.0", "", root=root, venv=root / "venv", python=sys.executable)
+    would = env.ensure(settings, check_mode=True)
+    assert (would.changed, would.built, would.packages) == (True, True, {"six": "1.17.0"})
+    assert would.diff is not None
+    assert would.diff["after"] == f"python {PYTHON}\nsix 1.17.0\n"
+    absent = env.ensure(replace(settings, python="/usr/bin/python3.99"), check_mode=True)
+    assert absent.changed
+    assert not root.exists()
+
+
+def test_check_mode_tells_what_the_run_does(node: Node) -> None:
+    node.ensure()
+    changed = lock_of(ray="2.61.0", six="1.17.0")
+    would = node.ensure(check_mode=True, lock=changed)
+    assert node.environments == [node.ensure(check_mode=True).hash[:12]]
+    does = node.ensure(lock=changed)
+    assert (would.diff, would.target, would.hash) == (does.diff, does.target, does.hash)
+
+
+@pytest.mark.parametrize(("behaviour", "word"), [("half", "cannot be reached"), ("inconsistent", "not consistent")])
+def test_a_failed_build_leaves_all_as_it_was(
+    node: Node, monkeypatch: pytest.MonkeyPatch, behaviour: str, word: str
+) -> None:
+    before = node.ensure()
+    monkeypatch.setenv("FAKE_UV", behaviour)
+    with pytest.raises(env.EnvError) as caught:
+        node.ensure(lock=lock_of(ray="2.61.0"))
+    assert word in str(caught.value)
+    assert "smoke.txt" in str(caught.value)
+    assert os.readlink(node.settings.venv) == before.target
+    assert node.environments == [Path(before.target).name]
+    monkeypatch.delenv("FAKE_UV")
+    assert node.ensure(lock=lock_of(ray="2.61.0")).packages == {"ray": "2.61.0"}
+
+
+def test_a_failed_import_is_not_switched_to(node: Node) -> None:
+    with pytest.raises(env.EnvError, match="importing no_such_thing"):
+        node.ensure(imports=["no_such_thing"])
+    assert not node.settings.venv.exists()
+    assert node.environments == []
+
+
+def test_a_hanging_build_is_ended(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_UV", "hang")
+    start = time.monotonic()
+    with pytest.raises(env.EnvError, match=r"not done within 1 seconds (?s:.*)Downloading torch"):
+        node.ensure(timeout=1)
+    assert time.monotonic() - start < 20
+    assert node.environments == []
+
+
+def test_the_rest_of_an_interrupted_build_is_replaced(node: Node) -> None:
+    would = node.ensure(check_mode=True)
+    rest = Path(would.target)
+    (rest / "bin").mkdir(parents=True)
+    (rest / "bin" / "junk").write_text("")
+    other = node.root / "venvs" / "0123456789ab"
+    other.mkdir()
+    does = node.ensure()
+    assert does.target == str(rest)
+    assert not (rest / "bin" / "junk").exists()
+    assert does.removed == [str(other)]
+
+
+def _add(place: Path) -> None:
+    (place / "extra_thing-1.0.dist-info").mkdir()
+
+
+def _remove(place: Path) -> None:
+    shutil.rmtree(place / "six-1.17.0.dist-info")
+
+
+def _upgrade(place: Path) -> None:
+    (place / "six-1.17.0.dist-info").rename(place / "six-1.18.0.dist-info")
+
+
+def _reinstall(place: Path) -> None:
+    (place / "six-1.17.0.dist-info" / "RECORD").write_text("six.py,sha256=other,1\n")
+
+
+def _stray(place: Path) -> None:
+    (place / "sitecustomize.py").write_text("")
+
+
+def _lose_module(place: Path) -> None:
+    (place / "six.py").unlink()
+
+
+def _open_up(place: Path) -> None:
+    place.chmod(0o777)
+
+
+def _lose_python(place: Path) -> None:
+    (place.parents[2] / "bin" / "python").unlink()
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (_add, ["extra-thing 1.0 was added"]),
+        (_remove, ["six 1.17.0 was removed"]),
+        (_upgrade, ["six 1.17.0 became 1.18.0"]),
+        (_reinstall, ["six 1.17.0 was installed again from elsewhere"]),
+        (_stray, ["sitecustomize.py was added"]),
+        (_lose_module, ["six.py was removed"]),
+        (_open_up, ["can be written by others"]),
+        (_lose_python, ["its Python or its packages are gone"]),
+    ],
+)
+def test_drift_is_named_and_mended_beside(node: Node, change, words: list[str]) -> None:
+    before = node.ensure()
+    change(node.place)
+    would = node.ensure(check_mode=True)
+    assert would.changed
+    does = node.ensure()
+    assert len(does.drift) == len(words)
+    assert all(word in found for word, found in zip(words, does.drift))
+    assert does.drift[0] in does.msg
+    # Ray may still run from the changed one: it keeps its place, and the link's target tells that there is a new one.
+    assert does.target == before.target + "-2"
+    assert does.hash == before.hash
+    assert Path(before.target).is_dir()
+    assert does.packages == before.packages
+    assert node.ensure().changed is False
+
+
+def test_caches_of_python_are_no_drift(node: Node) -> None:
+    node.ensure()
+    (node.place / "__pycache__").mkdir()
+    assert node.ensure().changed is False
+
+
+def test_switching_back_builds_nothing(node: Node) -> None:
+    first = node.ensure()
+    node.ensure(lock=lock_of(ray="2.61.0"))
+    calls = len(node.calls)
+    back = node.ensure()
+    assert (back.changed, back.built, back.target) == (True, False, first.target)
+    assert len(node.calls) == calls
+
+
+def test_the_environments_longest_unused_are_removed(node: Node) -> None:
+    targets = [node.ensure(lock=lock_of(ray=f"2.{minor}.0"), keep=2).target for minor in (1, 2, 3)]
+    for age, target in zip((30, 20, 10), targets):
+        os.utime(Path(target) / env.RECORD_FILE, (time.time() - age, time.time() - age))
+    last = node.ensure(lock=lock_of(ray="2.4.0"), keep=1)
+    assert sorted(last.removed) == sorted(targets[:2])
+    assert node.environments == sorted(Path(path).name for path in (targets[2], last.target))
+    only = node.ensure(lock=lock_of(ray="2.5.0"), keep=0)
+    assert node.environments == [Path(only.target).name]
+
+
+def test_an_environment_made_by_other_means_is_not_touched(node: Node) -> None:
+    (node.settings.venv / "bin").mkdir(parents=True)
+    with pytest.raises(env.EnvError, match="is not a link"):
+        node.ensure()
+    assert (node.settings.venv / "bin").is_dir()
+
+
+def test_a_dangling_link_is_replaced(node: Node) -> None:
+    node.settings.venv.symlink_to(node.root / "venvs" / "gone")
+    assert node.ensure().built
+
+
+def test_a_root_that_others_write_is_closed(node: Node) -> None:
+    node.root.chmod(0o777)
+    node.ensure()
+    assert node.root.stat().st_mode & 0o777 == 0o755
+
+
+@pytest.mark.parametrize(
+    ("changes", "word"),
+    [
+        ({"offline": True}, "python_env_find_links"),
+        ({"ca_bundle": "/nonexistent.pem"}, "python_env_ca_bundle is '/nonexistent.pem'"),
+        ({"python": "python3"}, "python_env_python is 'python3'"),
+        ({"python": "/nonexistent/python"}, "python_env_python is '/nonexistent/python'"),
+        ({"python": "3.99", "offline": True, "find_links": ["/w"]}, "python_env_offline forbids"),
+        ({"min_free_bytes": 2**62}, "python_env_min_free_bytes"),
+        ({"uv_version": "9.9", "uv_lock": f"uv==1.0 {HASH}"}, "python_env_uv_lock has no hashes"),
+        ({"imports": ["os; print(1)"]}, "python_env_imports"),
+        ({"python": "/bin/ls"}, "does not run as Python"),
+    ],
+)
+def test_bad_input_is_named(node: Node, changes: dict[str, object], word: str) -> None:
+    with pytest.raises(env.EnvError) as caught:
+        node.ensure(**changes)
+    assert word in str(caught.value)
+    assert not node.settings.venv.exists()
+
+
+def test_one_build_at_a_time(node: Node) -> None:
+    with (node.root / ".building").open("w") as held:
+        fcntl.flock(held, fcntl.LOCK_EX)
+        with pytest.raises(env.EnvError, match="another run has been building"):
+            node.ensure(timeout=1)
+    assert node.ensure(timeout=30).built
+
+
+def test_a_version_of_python_is_looked_for(node: Node) -> None:
+    place = node.root / "python" / "cpython-x" / "bin"
+    place.mkdir(parents=True)
+    python = place / "python3.98"
+    python.write_text("#!/bin/sh\necho 3.98.12\n")
+    python.chmod(0o755)
+    for wanted in ("3.98", "3.98.12"):
+        assert env.find_python(replace(node.settings, python=wanted)) == (python, "3.98.12")
+    for wanted in ("3.98.1", "3.9", "3.98.13"):
+        found = env.find_python(replace(node.settings, python=wanted))
+        assert found is None or found[0] != python
