@@ -13,8 +13,9 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Callable, Sequence
+from typing import Callable
 
 ROOT = Path(__file__).resolve().parents[1]
 REPORTS = ROOT / "reports"
@@ -49,7 +50,13 @@ class Check:
         done = subprocess.run(
             words,
             cwd=cwd,
-            env={**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "NO_COLOR": "1", "ANSIBLE_NOCOLOR": "1", **environment},
+            env={
+                **os.environ,
+                "PATH": f"{BIN}:{os.environ['PATH']}",
+                "NO_COLOR": "1",
+                "ANSIBLE_NOCOLOR": "1",
+                **environment,
+            },
             stdin=subprocess.DEVNULL,
             stdout=self._log,
             stderr=subprocess.STDOUT,
@@ -119,7 +126,17 @@ def sanity(check: Check) -> None:
     stand_in.parent.mkdir(parents=True, exist_ok=True)
     stand_in.write_text(_GET_PIP, encoding="utf-8")
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    check.run("ansible-test", "sanity", "--local", "--python", python, "--color", "no", cwd=installed_collection(check), HOME=str(home))
+    check.run(
+        "ansible-test",
+        "sanity",
+        "--local",
+        "--python",
+        python,
+        "--color",
+        "no",
+        cwd=installed_collection(check),
+        HOME=str(home),
+    )
 
 
 def scenario(name: str) -> Callable[[Check], None]:

@@ -13,8 +13,26 @@ import os
 import pwd
 import stat
 import tempfile
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Iterable, Protocol
+from typing import Any, Protocol
+
+
+# The option ``files`` of every module that writes some; its documentation is the fragment ``files``.
+FILES_OPTION: dict[str, Any] = {
+    "type": "list",
+    "elements": "dict",
+    "required": True,
+    "options": {
+        "path": {"type": "path", "required": True},
+        "content": {"type": "str", "default": ""},
+        "mode": {"type": "str", "default": "0644"},
+        "owner": {"type": "str"},
+        "group": {"type": "str"},
+        "state": {"type": "str", "choices": ["file", "directory", "absent"], "default": "file"},
+        "secret": {"type": "bool", "default": False, "no_log": False},
+    },
+}
 
 
 class Host(Protocol):
@@ -61,7 +79,10 @@ class Applied:
 def _ids(wanted: Wanted, lenient: bool) -> tuple[int, int]:
     """Numeric owner and group, -1 for 'leave it'. In check mode an account may not exist yet."""
     ids = []
-    for name, look_up in ((wanted.owner, lambda n: pwd.getpwnam(n).pw_uid), (wanted.group, lambda n: grp.getgrnam(n).gr_gid)):
+    for name, look_up in (
+        (wanted.owner, lambda n: pwd.getpwnam(n).pw_uid),
+        (wanted.group, lambda n: grp.getgrnam(n).gr_gid),
+    ):
         try:
             ids.append(-1 if name is None else look_up(name))
         except KeyError:

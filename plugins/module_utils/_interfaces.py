@@ -13,8 +13,9 @@ from __future__ import annotations
 
 import ipaddress
 import os
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Iterable, Mapping
+from typing import Any
 
 # Names that container engines, hypervisors and overlays give to what they make. The kind decides where the kernel tells
 # it; these catch what it does not tell.
@@ -219,7 +220,10 @@ def routed_networks(routes: Iterable[Mapping[str, Any]]) -> list[str]:
 
 def describe(candidates: Iterable[Candidate]) -> str:
     """What a node has, for an error message."""
-    return ", ".join(f"{c.interface} {c.address}/{c.prefix}" for c in candidates) or "no interface that is up with an address"
+    return (
+        ", ".join(f"{c.interface} {c.address}/{c.prefix}" for c in candidates)
+        or "no interface that is up with an address"
+    )
 
 
 def narrow(candidates: Iterable[Candidate], interface: str | None, cidr: str | None) -> list[Candidate]:
@@ -274,7 +278,9 @@ def choose(nodes: Mapping[str, list[Candidate]], head: str) -> tuple[dict[str, C
     """One candidate a node, and the cluster's network in CIDR notation.
 
     The best network in which every node has an address. Where there is none (a routed fabric with a subnet a node) each
-    node's own best candidate, and the head's network: the kernel's answer for every peer then proves it. Raises InterfaceError for a node without any candidate.
+    node's own best candidate, and the head's network: the kernel's answer for every peer then proves it.
+
+    Raises InterfaceError for a node without any candidate.
     """
     for node, candidates in nodes.items():
         if not candidates:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import ipaddress
 import re
-from typing import Mapping
+from collections.abc import Mapping
 
 BEGIN = "# BEGIN metalray.cluster"
 END = "# END metalray.cluster"
@@ -37,7 +37,9 @@ def decide(interface: str, address: str) -> tuple[dict[str, str], dict[str, str]
     return process, nccl
 
 
-def with_extra(process: Mapping[str, str], nccl: Mapping[str, str], extra: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+def with_extra(
+    process: Mapping[str, str], nccl: Mapping[str, str], extra: Mapping[str, str]
+) -> tuple[dict[str, str], dict[str, str]]:
     """The user's own variables on top: ``NCCL_*`` to NCCL's file, everything else to the process environment.
 
     Raises EnvError for what is not a name, spans lines, or looks like a secret: both files are world-readable.
@@ -49,7 +51,9 @@ def with_extra(process: Mapping[str, str], nccl: Mapping[str, str], extra: Mappi
         if "\n" in value:
             raise EnvError(f"the value of {name} spans lines; one line is allowed")
         if _SECRET.search(name):
-            raise EnvError(f"{name} looks like a secret, and cluster.env is world-readable. Put it into /etc/metalray/secrets.env")
+            raise EnvError(
+                f"{name} looks like a secret, and cluster.env is world-readable. Put it into /etc/metalray/secrets.env"
+            )
         (merged_nccl if name.startswith("NCCL_") else merged_process)[name] = value
     return merged_process, merged_nccl
 

@@ -82,7 +82,9 @@ def mount_of(mounts: str, path: str) -> dict[str, str] | None:
         if len(fields) < 3:
             continue
         point = fields[1].replace("\\040", " ")
-        if (path == point or path.startswith(point.rstrip("/") + "/")) and (best is None or len(point) >= len(best["point"])):
+        if (path == point or path.startswith(point.rstrip("/") + "/")) and (
+            best is None or len(point) >= len(best["point"])
+        ):
             best = {"source": fields[0], "point": point, "type": fields[2]}
     return best
 

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import difflib
 from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Callable, Iterable, Mapping, Sequence
+from typing import Any, Callable
 
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 
@@ -48,10 +49,14 @@ def check_groups(groups: Mapping[str, Sequence[str]]) -> list[str]:
         problems.append(f"inventory: {', '.join(both)} is in 'head' and in 'workers'. Remove it from one of them")
     outside = sorted(set(cluster) - set(head) - set(workers))
     if outside:
-        problems.append(f"inventory: {', '.join(outside)} is in 'cluster' but neither in 'head' nor in 'workers'. Put it into one of them")
+        problems.append(
+            f"inventory: {', '.join(outside)} is in 'cluster' but neither in 'head' nor in 'workers'. Put it into one of them"
+        )
     missing = sorted((set(head) | set(workers)) - set(cluster))
     if missing:
-        problems.append(f"inventory: {', '.join(missing)} is not in 'cluster'. Make 'head' and 'workers' children of 'cluster'")
+        problems.append(
+            f"inventory: {', '.join(missing)} is not in 'cluster'. Make 'head' and 'workers' children of 'cluster'"
+        )
     return problems
 
 
@@ -72,7 +77,9 @@ def check_variables(host: str, settings: Settings, specs: Mapping[str, Mapping[s
         # One variable at a time: the message then names it, and a required neighbour is not missed here.
         result = ArgumentSpecValidator({name: _without_required(option)}).validate({name: value})
         if result.error_messages:
-            problems.append(f"{host}: {name} is {value!r}, it must be {_allowed(option)} ({'; '.join(result.error_messages)})")
+            problems.append(
+                f"{host}: {name} is {value!r}, it must be {_allowed(option)} ({'; '.join(result.error_messages)})"
+            )
     return problems
 
 
@@ -98,11 +105,17 @@ def check_node(host: str, node: Mapping[str, Any], values: Mapping[str, Any]) ->
     system = node["os"]
     if system["version"] not in SUPPORTED.get(system["id"], ()):
         allowed = "; ".join(f"{name} {', '.join(sorted(versions))}" for name, versions in SUPPORTED.items())
-        problems.append(f"{host}: runs {system['name'] or system['id'] or 'an unknown system'}, supported are {allowed}. Reinstall the node")
+        problems.append(
+            f"{host}: runs {system['name'] or system['id'] or 'an unknown system'}, supported are {allowed}. Reinstall the node"
+        )
     if tuple(map(int, node["python"].split(".")[:2])) < _OLDEST_PYTHON:
-        problems.append(f"{host}: Python is {node['python']}, 3.9 or newer is needed. Set ansible_python_interpreter to one")
+        problems.append(
+            f"{host}: Python is {node['python']}, 3.9 or newer is needed. Set ansible_python_interpreter to one"
+        )
     if not node["systemd"]:
-        problems.append(f"{host}: systemd is not running, Ray and Docker are run by it. Use a node that boots with systemd")
+        problems.append(
+            f"{host}: systemd is not running, Ray and Docker are run by it. Use a node that boots with systemd"
+        )
     if node["user"] is None:
         problems.append(
             f"{host}: cluster_user is '{node['user_wanted']}', which has no account there. Create it on every node with the same uid, or "
@@ -130,7 +143,8 @@ def _check_limits(host: str, node: Mapping[str, Any], values: Mapping[str, Any])
         asked = None if str(value) in ("unlimited", "infinity", "-1") else int(value) * unit[name]
         if hard is not None and (asked is None or asked > hard):
             problems.append(
-                f"{host}: limits_{name} is {value}, but this node cannot go above {hard // unit[name]} (a container without CAP_SYS_RESOURCE). "
+                f"{host}: limits_{name} is {value}, but this node cannot go above {hard // unit[name]} (a container without "
+                "CAP_SYS_RESOURCE). "
                 f"Raise the container's limit, or set limits_{name} to {hard // unit[name]} or less"
             )
     return problems
@@ -140,14 +154,20 @@ def check_twins(nodes: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Two inventory names that lead to one machine, or two machines that were cloned with their identity."""
     problems = []
     for key, label, mend in (
-        ("machine_id", "machine-id", "If it is one machine, remove one name; if it is a clone, run systemd-machine-id-setup on it"),
+        (
+            "machine_id",
+            "machine-id",
+            "If it is one machine, remove one name; if it is a clone, run systemd-machine-id-setup on it",
+        ),
         ("hostname", "host name", "Give each node a name of its own (hostnamectl set-hostname)"),
     ):
         owners: dict[str, list[str]] = defaultdict(list)
         for host, node in nodes.items():
             owners[node[key]].append(host)
         problems += [
-            f"{' and '.join(sorted(hosts))}: the same {label} '{value}'. {mend}" for value, hosts in owners.items() if value and len(hosts) > 1
+            f"{' and '.join(sorted(hosts))}: the same {label} '{value}'. {mend}"
+            for value, hosts in owners.items()
+            if value and len(hosts) > 1
         ]
     return problems
 
@@ -160,8 +180,12 @@ def check_users(nodes: Mapping[str, Mapping[str, Any]]) -> list[str]:
             ids[node["user"]["name"], node["user"]["uid"], node["user"]["gid"]].append(host)
     if len(ids) < 2:
         return []
-    seen = "; ".join(f"{name} uid {uid} gid {gid} on {', '.join(sorted(hosts))}" for (name, uid, gid), hosts in sorted(ids.items()))
-    return [f"cluster_user differs between nodes: {seen}. Give the account the same uid and gid everywhere (usermod -u, groupmod -g)"]
+    seen = "; ".join(
+        f"{name} uid {uid} gid {gid} on {', '.join(sorted(hosts))}" for (name, uid, gid), hosts in sorted(ids.items())
+    )
+    return [
+        f"cluster_user differs between nodes: {seen}. Give the account the same uid and gid everywhere (usermod -u, groupmod -g)"
+    ]
 
 
 def check_same(values: Mapping[str, Mapping[str, Any]], names: Iterable[str]) -> list[str]:
@@ -190,7 +214,9 @@ def plan_addresses(
         except InterfaceError as error:
             problems.append(f"{host}: {error}. Mend the variable, or the node's network")
         except ValueError as error:
-            problems.append(f"{host}: cluster_cidr is {values[host].get('cluster_cidr')!r}: {error}. Write it as 10.15.22.0/24")
+            problems.append(
+                f"{host}: cluster_cidr is {values[host].get('cluster_cidr')!r}: {error}. Write it as 10.15.22.0/24"
+            )
     if problems:
         return {}, "", problems
     try:
@@ -200,7 +226,11 @@ def plan_addresses(
     owners: dict[str, list[str]] = defaultdict(list)
     for host, candidate in picked.items():
         owners[candidate.address].append(host)
-    twins = [f"{' and '.join(hosts)}: the same address {address}. Give each node its own" for address, hosts in owners.items() if len(hosts) > 1]
+    twins = [
+        f"{' and '.join(hosts)}: the same address {address}. Give each node its own"
+        for address, hosts in owners.items()
+        if len(hosts) > 1
+    ]
     return picked, network, twins
 
 
@@ -230,13 +260,19 @@ def make_plan(
 
     missing = [host for host in order if host not in nodes]
     if head in missing:
-        return {}, [f"{head}: the head did not answer, and every later stage needs it. Mend its SSH access (ansible {head} -m ping)"]
+        return {}, [
+            f"{head}: the head did not answer, and every later stage needs it. Mend its SSH access (ansible {head} -m ping)"
+        ]
     answered = {host: nodes[host] for host in order if host in nodes}
     defaults = {name: option["default"] for name, option in specs.items() if "default" in option}
     values = {host: {**defaults, **settings[host].values} for host in order}
     for host, node in answered.items():
         problems += check_node(host, node, values[host])
-    problems += check_twins(answered) + check_users(answered) + check_same(values, ("cluster_shared_dir", "cluster_shared_backend"))
+    problems += (
+        check_twins(answered)
+        + check_users(answered)
+        + check_same(values, ("cluster_shared_dir", "cluster_shared_backend"))
+    )
     picked, network, wrong = plan_addresses(answered, values, head)
     problems += wrong
     if problems:

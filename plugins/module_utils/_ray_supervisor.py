@@ -24,7 +24,8 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from typing import Callable, Iterable
+from collections.abc import Iterable
+from typing import Callable
 
 
 def fingerprint(paths: Iterable[str]) -> str:
@@ -67,7 +68,12 @@ def _on_term(_signum: int, _frame: object) -> None:
 
 
 def watch(
-    child: subprocess.Popen, healthy: Callable[[], bool], interval: float, start_timeout: float, patience: int, ready: Callable[[], None]
+    child: subprocess.Popen,
+    healthy: Callable[[], bool],
+    interval: float,
+    start_timeout: float,
+    patience: int,
+    ready: Callable[[], None],
 ) -> str:
     """Wait until something ends the watch; says what. ``patience`` is how many answers in a row may fail."""
     begun, up, missed = time.monotonic(), False, 0
@@ -106,7 +112,9 @@ def main() -> int:
     parser.add_argument("--state", required=True, help="file that takes the fingerprint of what this start depends on")
     parser.add_argument("--depends", action="append", default=[], help="path that this start depends on; repeatable")
     parser.add_argument("--interval", type=float, default=2.0, help="seconds between two questions")
-    parser.add_argument("--start-timeout", type=float, default=300.0, help="seconds until the raylet must have answered")
+    parser.add_argument(
+        "--start-timeout", type=float, default=300.0, help="seconds until the raylet must have answered"
+    )
     parser.add_argument("--patience", type=int, default=10, help="questions in a row that may fail")
     parser.add_argument("--grace", type=float, default=45.0, help="seconds that Ray gets to stop")
     parser.add_argument("command", nargs="+", help="'ray start --block' with its options, after --")
@@ -124,7 +132,12 @@ def main() -> int:
 
     try:
         reason = watch(
-            child, lambda: raylet_answers(options.health), options.interval, options.start_timeout, options.patience, ready
+            child,
+            lambda: raylet_answers(options.health),
+            options.interval,
+            options.start_timeout,
+            options.patience,
+            ready,
         )
     except Terminated:
         stop(child, options.grace)

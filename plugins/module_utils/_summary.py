@@ -9,7 +9,8 @@ Internal to metalray.cluster: not a public interface. Runs on the controller.
 from __future__ import annotations
 
 import shlex
-from typing import Any, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 _HEADINGS = ("node", "part", "address", "interface", "link", "CPUs", "GPUs", "python", "ray", "torch", "state")
 
@@ -60,7 +61,7 @@ def node_rows(
 
 def describe_training(training: Mapping[str, Any] | None) -> list[str]:
     """The job's outcome in a few lines; ``training`` is what the role ``training`` leaves behind."""
-    if not training:
+    if not training or training.get("status") in (None, "ABSENT"):
         return ["No job has been run."]
     lines = [f"Job {training.get('submission_id', '?')}: {training.get('status', 'unknown')}"]
     if "first_loss" in training and "last_loss" in training:
@@ -69,8 +70,11 @@ def describe_training(training: Mapping[str, Any] | None) -> list[str]:
             f"{training.get('world_size', '?')} workers over {training.get('backend', '?')}"
         )
     for rank in training.get("ranks", []):
-        local = ", ".join(rank.get("local_addresses") or []) or rank.get("node_ip", "?")
-        lines.append(f"  rank {rank.get('rank', '?')} on {rank.get('hostname', '?')}: {rank.get('interface') or '?'} ({local})")
+        ways = [
+            f"{way['interface']} {way['address']} ({way['bytes_sent'] / 1e6:,.1f} MB sent)"
+            for way in rank.get("traffic", [])
+        ]
+        lines.append(f"  rank {rank['rank']} on {rank['hostname']}: {', '.join(ways) or 'alone, no traffic'}")
     if training.get("checkpoint"):
         lines.append(f"  checkpoint {training['checkpoint']}")
     return lines

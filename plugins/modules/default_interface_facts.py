@@ -89,7 +89,15 @@ from concurrent.futures import ThreadPoolExecutor
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ..module_utils._interfaces import InterfaceError, check_routes, choose, describe, find_candidates, narrow, read_links
+from ..module_utils._interfaces import (
+    InterfaceError,
+    check_routes,
+    choose,
+    describe,
+    find_candidates,
+    narrow,
+    read_links,
+)
 
 
 def try_connect(address: str, port: int, timeout: float) -> str | None:

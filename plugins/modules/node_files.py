@@ -14,6 +14,8 @@ description:
   - Each file is replaced atomically. Missing parent directories are made with mode V(0755).
 author:
   - The metalray contributors (@metalray)
+extends_documentation_fragment:
+  - metalray.cluster.files
 attributes:
   check_mode:
     support: full
@@ -24,40 +26,6 @@ attributes:
   idempotent:
     support: full
     description: A second run with the same options changes nothing.
-options:
-  files:
-    description: The files and directories, handled in this order.
-    type: list
-    elements: dict
-    required: true
-    suboptions:
-      path:
-        description: Absolute path on the node.
-        type: path
-        required: true
-      content:
-        description: The whole text of the file. Written as it is, no line end is added.
-        type: str
-        default: ''
-      mode:
-        description: Permissions in octal.
-        type: str
-        default: '0644'
-      owner:
-        description: Name of the owning account. Left as it is when not given.
-        type: str
-      group:
-        description: Name of the owning group. Left as it is when not given.
-        type: str
-      state:
-        description: V(file) and V(directory) are made or corrected; V(absent) removes a file or a link.
-        type: str
-        choices: [file, directory, absent]
-        default: file
-      secret:
-        description: Keep the text out of the diff. Set C(no_log) on the task too, so that the options stay hidden.
-        type: bool
-        default: false
 """
 
 EXAMPLES = r"""
@@ -85,27 +53,12 @@ paths:
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ..module_utils._files import FilesError, Wanted, apply_files, as_result
+from ..module_utils._files import FILES_OPTION, FilesError, Wanted, apply_files, as_result
 
 
 def main() -> None:
     module = AnsibleModule(
-        argument_spec={
-            "files": {
-                "type": "list",
-                "elements": "dict",
-                "required": True,
-                "options": {
-                    "path": {"type": "path", "required": True},
-                    "content": {"type": "str", "default": ""},
-                    "mode": {"type": "str", "default": "0644"},
-                    "owner": {"type": "str"},
-                    "group": {"type": "str"},
-                    "state": {"type": "str", "choices": ["file", "directory", "absent"], "default": "file"},
-                    "secret": {"type": "bool", "default": False, "no_log": False},
-                },
-            }
-        },
+        argument_spec={"files": FILES_OPTION},
         supports_check_mode=True,
     )
     try:

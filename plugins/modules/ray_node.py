@@ -15,6 +15,8 @@ description:
     restarted when that differs from what is on the node now, and never otherwise, whichever run or hand changed it.
 author:
   - The metalray contributors (@metalray)
+extends_documentation_fragment:
+  - metalray.cluster.files
 attributes:
   check_mode:
     support: full
@@ -30,39 +32,6 @@ options:
     description: Name of the systemd service.
     type: str
     required: true
-  files:
-    description: Files to bring to their state first, as with M(metalray.cluster.node_files).
-    type: list
-    elements: dict
-    required: true
-    suboptions:
-      path:
-        description: Absolute path on the node.
-        type: path
-        required: true
-      content:
-        description: The whole text of the file.
-        type: str
-        default: ''
-      mode:
-        description: Permissions in octal.
-        type: str
-        default: '0644'
-      owner:
-        description: Name of the owning account.
-        type: str
-      group:
-        description: Name of the owning group.
-        type: str
-      state:
-        description: V(file) and V(directory) are made or corrected; V(absent) removes.
-        type: str
-        choices: [file, directory, absent]
-        default: file
-      secret:
-        description: Keep the text out of the diff.
-        type: bool
-        default: false
   token:
     description: The cluster's token; written to O(token_path) when given.
     type: str
@@ -123,7 +92,7 @@ import os
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ..module_utils._files import FilesError, Wanted, apply_files
+from ..module_utils._files import FILES_OPTION, FilesError, Wanted, apply_files
 from ..module_utils._node import read_text
 from ..module_utils._ray_supervisor import fingerprint
 
@@ -138,20 +107,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             "unit": {"type": "str", "required": True},
-            "files": {
-                "type": "list",
-                "elements": "dict",
-                "required": True,
-                "options": {
-                    "path": {"type": "path", "required": True},
-                    "content": {"type": "str", "default": ""},
-                    "mode": {"type": "str", "default": "0644"},
-                    "owner": {"type": "str"},
-                    "group": {"type": "str"},
-                    "state": {"type": "str", "choices": ["file", "directory", "absent"], "default": "file"},
-                    "secret": {"type": "bool", "default": False, "no_log": False},
-                },
-            },
+            "files": FILES_OPTION,
             "token": {"type": "str", "no_log": True},
             "token_path": {"type": "path", "default": "/etc/metalray/ray_token", "no_log": False},
             "token_owner": {"type": "str", "no_log": False},
@@ -166,7 +122,9 @@ def main() -> None:
     unit = options["unit"]
     wanted = [Wanted(**item) for item in options["files"]]
     if options["token"]:
-        wanted.append(Wanted(options["token_path"], options["token"] + "\n", "0600", options["token_owner"], secret=True))
+        wanted.append(
+            Wanted(options["token_path"], options["token"] + "\n", "0600", options["token_owner"], secret=True)
+        )
     try:
         applied = apply_files(module, wanted)
     except FilesError as error:
@@ -208,7 +166,9 @@ def main() -> None:
     if reason:
         rc, _out, err = module.run_command([systemctl, "restart", unit])
         if rc != 0:
-            journal = module.run_command(["journalctl", "--unit", unit, "--lines", "60", "--no-pager", "--output", "cat"])[1]
+            journal = module.run_command(
+                ["journalctl", "--unit", unit, "--lines", "60", "--no-pager", "--output", "cat"]
+            )[1]
             module.fail_json(
                 msg=f"{unit} did not start. Its last words:\n{last_words(journal) or err.strip()}\n"
                 f"All of them: journalctl -u {unit}. Mend the cause and run the stage again (--tags ray)",

@@ -91,11 +91,15 @@ def main() -> None:
     if not os.path.isdir(path):
         if module.check_mode:
             module.exit_json(changed=False, marker=expect or "")
-        module.fail_json(msg=f"{path} is not a directory on this node. Run the stage that makes it (--tags nfs), or mount it")
+        module.fail_json(
+            msg=f"{path} is not a directory on this node. Run the stage that makes it (--tags nfs), or mount it"
+        )
     try:
         account = pwd.getpwnam(user)
     except KeyError:
-        module.fail_json(msg=f"no account named '{user}' on this node; set cluster_user to one that exists on every node")
+        module.fail_json(
+            msg=f"no account named '{user}' on this node; set cluster_user to one that exists on every node"
+        )
 
     # As the account itself: on a file system that squashes root, root's own attempt would prove nothing.
     os.initgroups(user, account.pw_gid)

@@ -64,7 +64,9 @@ def test_removes_and_then_leaves_alone(run_module, tmp_path):
 def test_a_secret_stays_out_of_the_diff(run_module, tmp_path):
     path = tmp_path / "token"
     path.write_text("canary-old\n")
-    result = run_module("node_files", files=[{"path": str(path), "content": "canary-new\n", "mode": "0600", "secret": True}])
+    result = run_module(
+        "node_files", files=[{"path": str(path), "content": "canary-new\n", "mode": "0600", "secret": True}]
+    )
     assert path.read_text() == "canary-new\n"
     assert "canary" not in str(result["diff"])
 
@@ -73,9 +75,17 @@ def test_a_secret_stays_out_of_the_diff(run_module, tmp_path):
     ("make", "item", "says"),
     [
         (lambda root: (root / "x").mkdir(), {"path": "x", "content": "a"}, "a directory stands where a file is wanted"),
-        (lambda root: (root / "x").write_text(""), {"path": "x", "state": "directory"}, "a file stands where a directory is wanted"),
+        (
+            lambda root: (root / "x").write_text(""),
+            {"path": "x", "state": "directory"},
+            "a file stands where a directory is wanted",
+        ),
         (lambda root: (root / "x").write_text(""), {"path": "x/y", "content": "a"}, "is a file, not a directory"),
-        (lambda root: None, {"path": "x", "content": "a", "owner": "no-such-account"}, "no account or group named 'no-such-account'"),
+        (
+            lambda root: None,
+            {"path": "x", "content": "a", "owner": "no-such-account"},
+            "no account or group named 'no-such-account'",
+        ),
         (lambda root: None, {"path": "x", "content": "a", "mode": "rw"}, "octal"),
     ],
 )

@@ -7,7 +7,6 @@ import json
 import subprocess
 
 import pytest
-
 from ansible_collections.metalray.cluster.plugins.module_utils._nccl_env import (
     EnvError,
     decide,
@@ -63,12 +62,16 @@ def test_refuses_secrets_and_what_is_not_a_variable(extra, says):
 def test_a_shell_reads_what_was_meant(tmp_path, value):
     path = tmp_path / "cluster.env"
     path.write_text(render_environment({"VALUE": value}))
-    seen = subprocess.run(["sh", "-c", f'. {path}; printf "%s" "$VALUE"'], capture_output=True, text=True, check=True).stdout
+    seen = subprocess.run(
+        ["sh", "-c", f'. {path}; printf "%s" "$VALUE"'], capture_output=True, text=True, check=True
+    ).stdout
     assert seen == value
 
 
 def test_the_module_writes_three_files_and_refuses_a_foreign_address(run_module, tmp_path):
-    loopback = json.loads(subprocess.run(["ip", "-j", "address", "show", "dev", "lo"], capture_output=True, text=True, check=True).stdout)
+    loopback = json.loads(
+        subprocess.run(["ip", "-j", "address", "show", "dev", "lo"], capture_output=True, text=True, check=True).stdout
+    )
     address = loopback[0]["addr_info"][0]["local"]
     paths = {f"{name}_path": str(tmp_path / name) for name in ("environment", "nccl", "profile")}
     result = run_module("nccl_env", interface="lo", address=address, extra={"NCCL_DEBUG": "WARN"}, **paths)
@@ -76,7 +79,7 @@ def test_the_module_writes_three_files_and_refuses_a_foreign_address(run_module,
     assert "NCCL_DEBUG=WARN\n" in (tmp_path / "nccl").read_text()
     assert not run_module("nccl_env", interface="lo", address=address, extra={"NCCL_DEBUG": "WARN"}, **paths)["changed"]
 
-    shell = f'. {tmp_path}/profile; printenv GLOO_SOCKET_IFNAME'
+    shell = f". {tmp_path}/profile; printenv GLOO_SOCKET_IFNAME"
     assert subprocess.run(["sh", "-c", shell], capture_output=True, text=True, check=True).stdout == "lo\n"
 
     foreign = run_module("nccl_env", interface="lo", address="192.0.2.1", **paths)

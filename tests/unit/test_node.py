@@ -25,7 +25,12 @@ Max locked memory         8388608              unlimited            bytes
 
 def test_os_release_with_and_without_quotes():
     text = 'PRETTY_NAME="Ubuntu 24.04 LTS"\nID=ubuntu\nVERSION_ID="24.04"\nVERSION_CODENAME=noble\n'
-    assert parse_os_release(text) == {"id": "ubuntu", "version": "24.04", "codename": "noble", "name": "Ubuntu 24.04 LTS"}
+    assert parse_os_release(text) == {
+        "id": "ubuntu",
+        "version": "24.04",
+        "codename": "noble",
+        "name": "Ubuntu 24.04 LTS",
+    }
     assert parse_os_release("") == {"id": "", "version": "", "codename": "", "name": ""}
 
 

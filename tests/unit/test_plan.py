@@ -6,7 +6,6 @@ from __future__ import annotations
 import copy
 
 import pytest
-
 from ansible_collections.metalray.cluster.plugins.module_utils._plan import Settings, make_plan
 
 SPECS = {
@@ -117,7 +116,10 @@ def test_groups_that_make_no_cluster(cluster, groups, says):
         ({"cluster_shared_backend": "ceph"}, "b: cluster_shared_backend is 'ceph', it must be one of nfs, external"),
         ({"limits_nofile": "many"}, "b: limits_nofile is 'many', it must be of type int"),
         ({"docker_users": {"name": "x"}}, "b: docker_users is {'name': 'x'}, it must be of type list"),
-        ({"cluster_shared_dir": "/elsewhere"}, "cluster_shared_dir differs between hosts: '/mnt/shared' on a, c; '/elsewhere' on b"),
+        (
+            {"cluster_shared_dir": "/elsewhere"},
+            "cluster_shared_dir differs between hosts: '/mnt/shared' on a, c; '/elsewhere' on b",
+        ),
         ({"cluster_interface": "eth9"}, "b: cluster_interface is 'eth9', but this node has fab0 10.0.0.2/24"),
         ({"cluster_cidr": "192.0.2.0/24"}, "b: cluster_cidr is 192.0.2.0/24"),
         ({"cluster_cidr": "10.0.0.0/240"}, "b: cluster_cidr is '10.0.0.0/240'"),
@@ -136,7 +138,9 @@ def test_values_that_coerce_are_accepted(cluster):
 def test_an_expression_that_fails_is_named(cluster):
     settings = {name: Settings({}, {"limits_nofile": "'typo' is undefined"} if name == "c" else {}) for name in "abc"}
     _plan, problems = make_plan(cluster.groups, cluster.nodes, settings, SPECS, cluster.warnings.append)
-    assert problems == ["c: limits_nofile cannot be evaluated: 'typo' is undefined. Mend the expression in the inventory"]
+    assert problems == [
+        "c: limits_nofile cannot be evaluated: 'typo' is undefined. Mend the expression in the inventory"
+    ]
 
 
 def test_a_misspelt_name_is_a_warning_and_a_stranger_s_is_not(cluster):
@@ -148,13 +152,19 @@ def test_a_misspelt_name_is_a_warning_and_a_stranger_s_is_not(cluster):
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"os": {"id": "rocky", "version": "9", "codename": "", "name": "Rocky Linux 9"}}, "b: runs Rocky Linux 9, supported are debian"),
+        (
+            {"os": {"id": "rocky", "version": "9", "codename": "", "name": "Rocky Linux 9"}},
+            "b: runs Rocky Linux 9, supported are debian",
+        ),
         ({"python": "3.8.10"}, "b: Python is 3.8.10, 3.9 or newer"),
         ({"systemd": False}, "b: systemd is not running"),
         ({"user": None, "user_wanted": "train"}, "b: cluster_user is 'train', which has no account there"),
         ({"machine_id": f"{1:032x}"}, "a and b: the same machine-id"),
         ({"hostname": "host1"}, "a and b: the same host name 'host1'"),
-        ({"user": {"name": "ray", "uid": 1001, "gid": 1000, "group": "ray", "home": "/home/ray"}}, "ray uid 1001 gid 1000 on b"),
+        (
+            {"user": {"name": "ray", "uid": 1001, "gid": 1000, "group": "ray", "home": "/home/ray"}},
+            "ray uid 1001 gid 1000 on b",
+        ),
         ({"candidates": []}, "b has no interface"),
     ],
 )

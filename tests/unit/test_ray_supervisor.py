@@ -14,7 +14,6 @@ import sys
 import threading
 
 import pytest
-
 from ansible_collections.metalray.cluster.plugins.module_utils import _ray_supervisor
 from ansible_collections.metalray.cluster.plugins.module_utils._ray_supervisor import fingerprint
 
@@ -59,7 +58,10 @@ def supervise(tmp_path, health):
     started = []
 
     def start(*command: str, depends=(), **options):
-        arguments = [f"--{name.replace('_', '-')}={value}" for name, value in {"interval": 0.05, "patience": 3, **options}.items()]
+        arguments = [
+            f"--{name.replace('_', '-')}={value}"
+            for name, value in {"interval": 0.05, "patience": 3, **options}.items()
+        ]
         process = subprocess.Popen(
             [sys.executable, _ray_supervisor.__file__, f"--health={health.url}", f"--state={tmp_path / 'state'}", *arguments,
              *[f"--depends={path}" for path in depends], "--", *command],
@@ -119,7 +121,9 @@ def test_fails_when_the_command_ends_whatever_its_status(supervise):
 
 
 def test_a_command_that_will_not_stop_is_killed(supervise):
-    stubborn = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
+    stubborn = (
+        "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); time.sleep(60)"
+    )
     process, notify = supervise(sys.executable, "-c", stubborn, grace=0.3)
     wait_ready(notify)
     process.send_signal(signal.SIGTERM)

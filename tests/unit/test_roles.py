@@ -28,8 +28,11 @@ def options(role: str) -> dict:
 
 
 def test_the_nine_roles():
-    assert ROLES == sorted(
-        ["docker", "nfs_server", "nfs_client", "python_env", "limits", "network_env", "firewall", "ray", "training"]
+    assert (
+        sorted(
+            ["docker", "nfs_server", "nfs_client", "python_env", "limits", "network_env", "firewall", "ray", "training"]
+        )
+        == ROLES
     )
 
 
@@ -39,7 +42,7 @@ def test_defaults_and_argument_specs_agree(role):
     own = {name for name in specs if name not in SHARED}
     assert set(defaults) == own
     for name, value in defaults.items():
-        templated = isinstance(value, str) and "{{" in value
+        templated = "{{" in str(value)
         # A templated default cannot be stated as data: the description says it.
         assert ("default" not in specs[name]) if templated else (specs[name].get("default") == value), name
 
@@ -55,7 +58,9 @@ def test_shared_variables_say_the_same_in_every_role():
     for role in ROLES:
         for name, option in options(role).items():
             if name in SHARED:
-                seen.setdefault(name, set()).add(yaml.safe_dump({k: option.get(k) for k in ("type", "default", "choices")}))
+                seen.setdefault(name, set()).add(
+                    yaml.safe_dump({k: option.get(k) for k in ("type", "default", "choices")})
+                )
     assert set(seen) == set(SHARED)
     assert {name: len(texts) for name, texts in seen.items()} == dict.fromkeys(seen, 1)
 

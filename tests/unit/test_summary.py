@@ -19,7 +19,10 @@ CLUSTER = {
 }
 VERSIONS = {"a": {"python": "3.12.9", "packages": {"ray": "2.60.0", "torch": "2.13.0"}}}
 TRAINING = {"submission_id": "smoke-1", "status": "SUCCEEDED", "first_loss": 1.0, "last_loss": 0.25, "samples_per_second": 12345.6,
-            "world_size": 2, "backend": "gloo"}  # fmt: skip
+            "world_size": 2, "backend": "gloo",
+            "ranks": [{"rank": 0, "hostname": "host-a",
+                       "traffic": [{"interface": "fab0", "address": "10.0.0.1", "bytes_sent": 8189522}]},
+                      {"rank": 1, "hostname": "host-b", "traffic": []}]}  # fmt: skip
 
 
 def test_every_node_has_a_row_also_the_ones_that_are_not_there():
@@ -30,12 +33,15 @@ def test_every_node_has_a_row_also_the_ones_that_are_not_there():
     assert lines[3].endswith("not in Ray") and "speed unknown" in lines[3]
     assert lines[4].startswith("c ") and lines[4].endswith("no answer")
     assert "Ray: 1 of 3 nodes alive, 32 CPUs, 8 GPUs" in lines[6]
-    assert "loss 1 -> 0.25, 12,346 samples/s, 2 workers over gloo" in "\n".join(lines)
+    assert "  loss 1 -> 0.25, 12,346 samples/s, 2 workers over gloo" in lines
+    assert "  rank 0 on host-a: fab0 10.0.0.1 (8.2 MB sent)" in lines
+    assert "  rank 1 on host-b: alone, no traffic" in lines
 
 
 def test_nothing_known_yet():
     text = render({**PLAN, "missing": []}, {}, {}, {}, "ssh x", 8265)
     assert "Ray: 0 of 2 nodes alive" in text and "No job has been run." in text
+    assert "No job has been run." in render(PLAN, {}, {}, {"status": "ABSENT"}, "ssh x", 8265)
 
 
 def test_the_tunnel_can_be_pasted():

@@ -1,0 +1,227 @@
+# Copyright: (c) 2026, The metalray contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The site playbook as its users run it, on the converged nodes: again, in part, installed, with wrong input, without a node."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+PROJECT = Path(__file__).resolve().parents[3]
+INVENTORY = PROJECT / "inventories" / "sandbox"
+SSH = ["ssh", "-F", str(PROJECT / ".sandbox/test/ssh_config")]
+NODES = ("node1", "node2", "node3")
+STAGES = "preflight docker nfs python_env limits network_env firewall ray versions dataset training summary".split()
+MOST_REMOTE_COMMANDS = 40
+
+
+@dataclass
+class Run:
+    """A finished run: its status, what it printed, and the recap by host."""
+
+    status: int
+    text: str
+    recap: dict[str, dict[str, int]]
+
+    @property
+    def changed(self) -> int:
+        return sum(counts["changed"] for counts in self.recap.values())
+
+
+def site(
+    *arguments: str, cwd: Path = PROJECT, playbook: str = "site.yml", inventory: Path = INVENTORY, **environment: str
+) -> Run:
+    env = {**os.environ, "METALRAY_SANDBOX": "test", "ANSIBLE_NOCOLOR": "1", **environment}
+    for name in ("ANSIBLE_CONFIG", "ANSIBLE_COLLECTIONS_PATH"):
+        if name not in environment:
+            env.pop(name, None)
+    done = subprocess.run(
+        ["ansible-playbook", "-i", str(inventory), playbook, *arguments],
+        cwd=cwd, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    recap = {
+        host: {key: int(value) for key, value in re.findall(r"(\w+)=(\d+)", counts)}
+        for host, counts in re.findall(r"^(node\d)\s+: (.*)$", done.stdout, re.MULTILINE)
+    }
+    return Run(done.returncode, done.stdout + done.stderr, recap)
+
+
+def on(node: str, command: str) -> str:
+    return subprocess.run([*SSH, node, command], check=True, capture_output=True, text=True, timeout=300).stdout.strip()
+
+
+def assert_unchanged(run: Run) -> None:
+    assert run.status == 0, run.text[-6000:]
+    assert set(run.recap) == set(NODES)
+    assert run.changed == 0, run.text
+
+
+def test_a_second_run_changes_nothing_and_is_cheap(record_property):
+    """Counted by sshd, not by Ansible: each command that reaches a node leaves a line in its journal."""
+    sessions = "sudo journalctl --quiet --no-pager --output cat --identifier sshd | grep -c '^Starting session: '"
+    before = {node: int(on(node, sessions)) for node in NODES}
+    run = site()
+    assert_unchanged(run)
+    # The question itself is one more session.
+    counts = {node: int(on(node, sessions)) - before[node] - 1 for node in NODES}
+    print(f"\nremote commands of a run that changes nothing: {counts}")
+    assert all(0 < count <= MOST_REMOTE_COMMANDS for count in counts.values()), counts
+    assert "3 of 3 nodes alive" in run.text
+
+
+def test_a_dry_run_promises_no_change_either():
+    assert_unchanged(site("--check", "--diff"))
+
+
+@pytest.mark.parametrize("stage", [*STAGES, "nfs_server", "nfs_client"])
+def test_a_stage_alone(stage):
+    assert_unchanged(site("--tags", stage))
+
+
+def test_one_worker_alone():
+    run = site("--limit", "node2", "--tags", "network_env,ray,versions")
+    assert run.status == 0, run.text[-4000:]
+    assert set(run.recap) == {"node2"} and run.changed == 0
+
+
+def test_the_installed_collection_does_the_same(tmp_path):
+    subprocess.run(
+        ["ansible-galaxy", "collection", "build", "--output-path", tmp_path],
+        cwd=PROJECT,
+        check=True,
+        capture_output=True,
+    )
+    tarball = next(tmp_path.glob("*.tar.gz"))
+    subprocess.run(
+        ["ansible-galaxy", "collection", "install", "--offline", "--no-deps", "-p", tmp_path, tarball],
+        check=True,
+        capture_output=True,
+    )
+    assert not (tmp_path / "ansible_collections/metalray/cluster/collections").exists()
+    run = site(
+        cwd=tmp_path, playbook="metalray.cluster.site", ANSIBLE_COLLECTIONS_PATH=str(tmp_path), ANSIBLE_PIPELINING="1"
+    )
+    assert_unchanged(run)
+
+
+def test_a_checkout_may_have_any_name(tmp_path):
+    checkout = tmp_path / "we ird.name"
+    left_out = shutil.ignore_patterns(".git", ".venv", ".cache", ".sandbox", "build", "reports")
+    shutil.copytree(PROJECT, checkout, symlinks=True, ignore=left_out)
+    run = site("--tags", "network_env,summary", cwd=checkout)
+    assert_unchanged(run)
+    assert "3 of 3 nodes alive" in run.text
+
+
+def test_the_job_trained_on_every_node_through_the_private_network():
+    results = json.loads(on("node1", "cat /mnt/shared/results/smoke-*.json"))
+    assert results["status"] == "SUCCEEDED" and results["world_size"] == 3
+    assert results["last_loss"] < results["first_loss"] / 5
+    ways = {
+        rank["hostname"]: {way["interface"] for way in rank["traffic"] if not way["within_node"]}
+        for rank in results["ranks"]
+    }
+    assert ways == {"node1": {"enp27s0f0np0"}, "node2": {"enp157s0f0np0"}, "node3": {"eth1"}}
+    assert min(way["bytes_sent"] for rank in results["ranks"] for way in rank["traffic"]) > 100_000
+    for node in NODES:
+        assert on(node, f"ls {results['checkpoint']}")
+
+
+def test_the_job_trains_again_only_when_asked():
+    def attempts() -> int:
+        return int(
+            on("node1", "bash -lc 'ray job list' 2>&1 | grep -o \"submission_id='smoke-[^']*\" | sort -u | wc -l")
+        )
+
+    before = attempts()
+    assert_unchanged(site("--tags", "training"))
+    assert attempts() == before
+    run = site("--tags", "training", "-e", "training_force=true", "-e", "training_smoke_epochs=5")
+    assert run.status == 0 and run.recap["node1"]["changed"] == 1, run.text[-4000:]
+    assert attempts() == before + 1
+
+
+def fingerprints() -> dict[str, str]:
+    """What a refused run must leave as it is."""
+    look = "sudo find /etc /opt/metalray -xdev -type f -not -name '*.pyc' -printf '%p %T@ %s\\n' | sort | sha256sum"
+    return {node: on(node, look) for node in NODES}
+
+
+@pytest.mark.parametrize(
+    ("variables", "says"),
+    [
+        ({"docker_source": "snap"}, "docker_source is 'snap', it must be one of docker, distro"),
+        ({"ray_port": "six"}, "ray_port is 'six', it must be of type int"),
+        ({"cluster_cidr": "192.0.2.0/24"}, "cluster_cidr is 192.0.2.0/24, but this node has"),
+        ({"cluster_interface": "nope0"}, "cluster_interface is 'nope0', but this node has"),
+        ({"cluster_user": "nobody-here"}, "cluster_user is 'nobody-here', which has no account there"),
+        ({"limits_nofile": 99999999}, "limits_nofile is 99999999, but this node cannot go above"),
+        ({"training_job": "dance"}, "training_job is 'dance', it must be one of"),
+        ({"cluster_shared_backend": "external", "cluster_shared_dir": "/not/there"}, "/not/there does not exist"),
+    ],
+)
+def test_wrong_input_is_refused_before_anything_is_changed(variables, says):
+    before = fingerprints()
+    run = site("-e", json.dumps(variables))
+    assert run.status != 0 and run.changed == 0
+    assert "Nothing was changed" in run.text and says in run.text, run.text[-3000:]
+    assert all(f"{node}: {next(iter(variables))}" in run.text for node in NODES) or "cluster_shared" in str(variables)
+    assert "Traceback" not in run.text
+    assert fingerprints() == before
+
+
+def test_an_inventory_with_two_heads_is_refused(tmp_path):
+    shutil.copytree(INVENTORY, tmp_path / "inventory")
+    hosts = tmp_path / "inventory/hosts.yml"
+    text = hosts.read_text(encoding="utf-8")
+    hosts.write_text(text.replace("        workers:\n          hosts:\n", ""), encoding="utf-8")
+    run = site(inventory=tmp_path / "inventory")
+    assert run.status != 0 and "'head' has 3 hosts" in run.text and "Traceback" not in run.text
+
+
+def test_versions_that_differ_stop_the_run_before_training():
+    site_packages = on("node2", "ls -d /opt/metalray/venv/lib/python3*/site-packages")
+    metadata = on("node2", f"ls -d {site_packages}/click-*.dist-info")
+    stranger = re.sub(r"click-[^/]*\.dist-info", "click-0.0.1.dist-info", metadata)
+    on(
+        "node2",
+        f"sudo cp -a {metadata} {stranger} && sudo mv {metadata} /root/click && sudo sed -i 's/^Version: .*/Version: 0.0.1/' {stranger}/METADATA",
+    )
+    try:
+        run = site("--tags", "versions,training")
+        assert run.status != 0
+        assert "node2" in run.text and "click" in run.text and "0.0.1" in run.text
+        assert "TASK [Training]" not in run.text.split("TASK [Compare them]")[1]
+    finally:
+        on("node2", f"sudo rm -rf {stranger} && sudo mv /root/click {metadata}")
+    assert_unchanged(site("--tags", "versions"))
+
+
+def test_a_worker_that_is_down_fails_by_name_and_comes_back_by_itself():
+    container = "metalray-test-node3"
+    subprocess.run(["docker", "stop", "--time", "30", container], check=True, capture_output=True)
+    try:
+        run = site()
+        assert run.status != 0
+        assert run.recap["node3"]["unreachable"] == 1
+        assert run.recap["node1"]["ok"] > 20 and run.recap["node2"]["ok"] > 20
+        assert "No training: node3 did not answer" in run.text
+        # One attempt, not one a task.
+        assert run.text.count("UNREACHABLE!") == 1
+    finally:
+        subprocess.run(["docker", "start", container], check=True, capture_output=True)
+    # A boot: everything is back with nobody's help.
+    alive = "ray status 2>/dev/null | sed -n '/^Active:/,/^Pending:/p' | grep -c node_"
+    on("node1", f"bash -lc 'timeout 240 sh -c '\"'\"'until [ \"$({alive})\" = 3 ]; do sleep 1; done'\"'\"")
+    # Its firewall forgot nothing; the others' learnt of its absence.
+    converged = site()
+    assert converged.status == 0, converged.text[-4000:]
+    assert_unchanged(site())
