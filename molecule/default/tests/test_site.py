@@ -19,7 +19,20 @@ PROJECT = Path(__file__).resolve().parents[3]
 INVENTORY = PROJECT / "inventories" / "sandbox"
 SSH = ["ssh", "-F", str(PROJECT / ".sandbox/test/ssh_config")]
 NODES = ("node1", "node2", "node3")
-STAGES = "preflight docker nfs python_env limits network_env firewall ray versions dataset training summary".split()
+STAGES = [
+    "preflight",
+    "docker",
+    "nfs",
+    "python_env",
+    "limits",
+    "network_env",
+    "firewall",
+    "ray",
+    "versions",
+    "dataset",
+    "training",
+    "summary",
+]
 MOST_REMOTE_COMMANDS = 40
 
 
