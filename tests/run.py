@@ -12,6 +12,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,6 +24,21 @@ CACHE = ROOT / ".cache"
 BIN = ROOT / ".venv" / "bin"
 _LAST_LINES = 80
 
+# Programs that the checks call, and Debian's packages with them.
+_PROGRAMS = {
+    "git": "git",
+    "ip": "iproute2",
+    "iptables-legacy": "iptables",
+    "iptables-nft": "iptables",
+    "nft": "nftables",
+    "shellcheck": "shellcheck",
+    "ssh": "openssh-client",
+    "ssh-keygen": "openssh-client",
+    "sysctl": "procps",
+}
+# Of modules that run on a node, and of the tests; Debian gives them to root alone.
+_SYSTEM_PATH = "/usr/local/sbin:/usr/sbin:/sbin"
+
 # ansible-test fetches pip's installer from a site of its own; the standard library has one too.
 _GET_PIP = """\
 import subprocess, sys
@@ -32,7 +48,11 @@ subprocess.check_call([sys.executable, "-m", "pip", "install", "--quiet", "pip==
 
 
 class Failed(Exception):
-    """A command of a check ended with another status than 0."""
+    """A check has found something wrong."""
+
+
+class NotRun(Exception):
+    """This machine lacks what a check needs, and need not have it."""
 
 
 class Check:
@@ -52,7 +72,7 @@ class Check:
             cwd=cwd,
             env={
                 **os.environ,
-                "PATH": f"{BIN}:{os.environ['PATH']}",
+                "PATH": f"{BIN}:{os.environ['PATH']}:{_SYSTEM_PATH}",
                 "NO_COLOR": "1",
                 "ANSIBLE_NOCOLOR": "1",
                 **environment,
@@ -65,9 +85,35 @@ class Check:
         if done.returncode:
             raise Failed(f"'{' '.join(words[:4])} …' ended with status {done.returncode}")
 
-    def last_lines(self) -> str:
+    def text(self) -> str:
         self._log.flush()
-        return "\n".join(self.path.read_text(encoding="utf-8", errors="replace").splitlines()[-_LAST_LINES:])
+        return self.path.read_text(encoding="utf-8", errors="replace")
+
+    def last_lines(self) -> str:
+        return "\n".join(self.text().splitlines()[-_LAST_LINES:])
+
+
+def packages(check: Check) -> None:
+    """Debian's packages that the checks call, installed where they are missing."""
+
+    def missing() -> dict[str, str]:
+        path = f"{os.environ['PATH']}:{_SYSTEM_PATH}"
+        return {program: package for program, package in _PROGRAMS.items() if not shutil.which(program, path=path)}
+
+    wanted = sorted(set(missing().values()))
+    if not wanted:
+        return
+    if not shutil.which("apt-get"):
+        raise Failed(f"not there: {', '.join(missing())}. Without apt-get they cannot be installed for you")
+    as_root = [] if os.geteuid() == 0 else ["sudo"]
+    check.run(*as_root, "apt-get", "update", "-q")
+    check.run(
+        *as_root,
+        *("env", "DEBIAN_FRONTEND=noninteractive"),
+        *("apt-get", "install", "-y", "-q", "--no-install-recommends", "-o", "DPkg::Lock::Timeout=300", *wanted),
+    )
+    if missing():
+        raise Failed(f"{', '.join(missing())} not there after the installation of {' '.join(wanted)}")
 
 
 def lint(check: Check) -> None:
@@ -79,8 +125,14 @@ def lint(check: Check) -> None:
 
 
 def unit(check: Check) -> None:
-    """Pure functions, and modules over real files, processes and servers."""
-    check.run("pytest", "-q")
+    """Pure functions, and modules over real files, processes, servers and network namespaces."""
+    check.run(BIN / "pytest", *_pytest_options())
+
+
+def _pytest_options() -> list[str]:
+    options = ["-q", "--numprocesses", "auto", "--maxprocesses", "4"]
+    # Root can run every test; the others leave out what root alone may do.
+    return [*options, "--no-skips"] if os.geteuid() == 0 else options
 
 
 def newest(check: Check) -> None:
@@ -93,50 +145,45 @@ def newest(check: Check) -> None:
         check.run("uv", "venv", "--clear", "--quiet", "--python", python, venv)
         check.run("uv", "pip", "sync", "--quiet", "--require-hashes", "--python", venv / "bin/python", lock)
         stamp.touch()
-    check.run(venv / "bin/python", "-m", "pytest", "-q")
+    check.run(venv / "bin/python", "-m", "pytest", *_pytest_options())
     check.run(venv / "bin/ansible-playbook", "--version")
     check.run(venv / "bin/ansible-playbook", "--syntax-check", "-i", "inventories/sandbox", "site.yml")
 
 
 def newest_python() -> str:
-    """The newest CPython from 3.12 on that this machine has, or the one that runs this."""
+    """The newest CPython from 3.12 on that this machine has."""
     candidates = [shutil.which(f"python3.{minor}") for minor in range(20, 11, -1)]
     pyenv = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
     candidates += [str(path) for path in sorted(pyenv.glob("3.1[2-9].*/bin/python3"), reverse=True)]
     for candidate in filter(None, candidates):
         if subprocess.run([candidate, "-c", "import ensurepip"], capture_output=True, check=False).returncode == 0:
             return candidate
-    return sys.executable
+    raise NotRun("no Python 3.12 or newer with ensurepip on PATH or in pyenv")
 
 
-def installed_collection(check: Check) -> Path:
-    """The collection as a user installs it: built, and installed offline into an empty path."""
-    build = ROOT / "build"
-    shutil.rmtree(build, ignore_errors=True)
-    check.run("ansible-galaxy", "collection", "build", "--output-path", build)
-    tarball = next(build.glob("metalray-cluster-*.tar.gz"))
-    check.run("ansible-galaxy", "collection", "install", "--offline", "--no-deps", "--force", "-p", build, tarball)
-    return build / "ansible_collections" / "metalray" / "cluster"
+def installed_collection(check: Check, directory: Path) -> Path:
+    """The collection as a user installs it: built, and installed offline into an empty directory."""
+    check.run("ansible-galaxy", "collection", "build", "--output-path", directory)
+    tarball = next(directory.glob("metalray-cluster-*.tar.gz"))
+    check.run("ansible-galaxy", "collection", "install", "--offline", "--no-deps", "--force", "-p", directory, tarball)
+    return directory / "ansible_collections" / "metalray" / "cluster"
 
 
 def sanity(check: Check) -> None:
-    """ansible-test sanity on the installed copy."""
+    """ansible-test sanity on the installed copy.
+
+    Not below the checkout: there, ansible-test asks git for the files, and git leaves out what it ignores.
+    """
     home = CACHE / "home"
     stand_in = home / ".ansible" / "test" / "cache" / "get_pip_24_2.py"
     stand_in.parent.mkdir(parents=True, exist_ok=True)
     stand_in.write_text(_GET_PIP, encoding="utf-8")
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
-    check.run(
-        "ansible-test",
-        "sanity",
-        "--local",
-        "--python",
-        python,
-        "--color",
-        "no",
-        cwd=installed_collection(check),
-        HOME=str(home),
-    )
+    with tempfile.TemporaryDirectory(prefix="metalray-sanity-") as directory:
+        copy = installed_collection(check, Path(directory))
+        check.run("ansible-test", "sanity", "--local", "--python", python, "--color", "no", cwd=copy, HOME=str(home))
+    if 'Running sanity test "validate-modules"' not in check.text():
+        raise Failed("ansible-test ran no test")
 
 
 def scenario(name: str) -> Callable[[Check], None]:
@@ -153,6 +200,7 @@ def scenario(name: str) -> Callable[[Check], None]:
 def all_checks() -> dict[str, Callable[[Check], None]]:
     scenarios = sorted(path.parent.name for path in (ROOT / "molecule").glob("*/molecule.yml"))
     return {
+        "packages": packages,
         "lint": lint,
         "unit": unit,
         "newest": newest,
@@ -170,6 +218,7 @@ def main(names: Sequence[str]) -> int:
     REPORTS.mkdir(exist_ok=True)
     CACHE.mkdir(exist_ok=True)
     failed: dict[str, str] = {}
+    not_run: list[str] = []
     begun = time.monotonic()
     for name in names or known:
         check, start = Check(name), time.monotonic()
@@ -177,13 +226,17 @@ def main(names: Sequence[str]) -> int:
         try:
             known[name](check)
             outcome = "ok"
+        except NotRun as reason:
+            outcome = f"NOT RUN: {reason}"
+            not_run.append(name)
         except (Failed, OSError) as error:
             outcome = f"FAILED: {error}"
             failed[name] = check.last_lines()
         print(f"{'':<22} {outcome} ({time.monotonic() - start:.0f} s, reports/{name}.log)", flush=True)
     for name, lines in failed.items():
         print(f"\n===== {name}: the last lines of reports/{name}.log =====\n{lines}")
-    print(f"\n{len(failed)} of {len(names or known)} checks failed, {time.monotonic() - begun:.0f} s")
+    not_run_text = f", not run: {', '.join(not_run)}" if not_run else ""
+    print(f"\n{len(failed)} of {len(names or known)} checks failed{not_run_text}, {time.monotonic() - begun:.0f} s")
     return 1 if failed else 0
 
 

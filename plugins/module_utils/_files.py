@@ -17,7 +17,6 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-
 # The option ``files`` of every module that writes some; its documentation is the fragment ``files``.
 FILES_OPTION: dict[str, Any] = {
     "type": "list",

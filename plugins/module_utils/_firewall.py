@@ -959,12 +959,12 @@ def main() -> int:
     try:
         for step in plan_kernel(observe(run), members, forward):
             apply_step(run, step)
-            print(step.what)
+            sys.stdout.write(f"{step.what}\n")
     except FirewallError as error:
-        print(error, file=sys.stderr)
+        sys.stderr.write(f"{error}\n")
         return 1
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

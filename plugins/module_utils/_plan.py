@@ -10,6 +10,7 @@ problems, each a whole sentence with its mend, so that a user sees all of them a
 from __future__ import annotations
 
 import difflib
+import os
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +18,8 @@ from typing import Any, Callable
 
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 
+from ._docker import DockerError, check_pools, taken_by_reservation
+from ._firewall import FirewallError, closed_ports, parse_networks
 from ._interfaces import Candidate, InterfaceError, choose, narrow
 
 SUPPORTED = {"debian": {"12", "13"}, "ubuntu": {"22.04", "24.04"}}
@@ -150,6 +153,40 @@ def _check_limits(host: str, node: Mapping[str, Any], values: Mapping[str, Any])
     return problems
 
 
+def check_meaning(host: str, values: Mapping[str, Any], networks: Iterable[str]) -> list[str]:
+    """Values of the right type that cannot work: what the roles would refuse later, after other stages have changed nodes.
+
+    ``networks`` are those that any node has a route to, in CIDR notation.
+    """
+    problems = []
+    try:
+        check_pools(values.get("docker_daemon_options") or {}, taken_by_reservation(networks))
+    except DockerError as error:
+        problems.append(f"{host}: docker_daemon_options: {error}")
+    try:
+        closed_ports(values.get("firewall_closed_ports") or [], None, [22])
+    except FirewallError as error:
+        problems.append(f"{host}: firewall_closed_ports: {error}")
+    for name in ("firewall_members", "firewall_allowed_networks"):
+        try:
+            parse_networks(values.get(name) or [], name)
+        except FirewallError as error:
+            problems.append(f"{host}: {error}")
+    lock = values.get("python_env_lock")
+    if lock and not os.path.isfile(lock):
+        problems.append(f"{host}: python_env_lock is '{lock}', and there is no such file on the controller. Correct the path")
+    if values.get("python_env_profile") == "custom" and not lock:
+        problems.append(
+            f"{host}: python_env_profile is 'custom', and python_env_lock is not set. Name the lock that you made with "
+            "'uv pip compile --generate-hashes'"
+        )
+    if values.get("python_env_source_url") and not values.get("python_env_source_version"):
+        problems.append(f"{host}: python_env_source_url is set, and python_env_source_version is not. Give it a commit or a tag")
+    if values.get("training_job") == "command" and not str(values.get("training_command") or "").strip():
+        problems.append(f"{host}: training_job is 'command', and training_command is empty. Give it a shell command")
+    return problems
+
+
 def check_twins(nodes: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Two inventory names that lead to one machine, or two machines that were cloned with their identity."""
     problems = []
@@ -275,6 +312,9 @@ def make_plan(
     )
     picked, network, wrong = plan_addresses(answered, values, head)
     problems += wrong
+    networks = sorted({network for node in answered.values() for network in node["networks"]})
+    for host in answered:
+        problems += check_meaning(host, values[host], networks)
     if problems:
         return {}, problems
 

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 # Copyright: (c) 2026, The metalray contributors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
@@ -16,14 +15,14 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import http.client
 import os
 import signal
 import socket
 import subprocess
 import sys
 import time
-import urllib.error
-import urllib.request
+import urllib.parse
 from collections.abc import Iterable
 from typing import Callable
 
@@ -42,11 +41,16 @@ def fingerprint(paths: Iterable[str]) -> str:
 
 def raylet_answers(url: str, timeout: float = 5.0) -> bool:
     """Whether the node's own raylet is alive, as its agent sees it."""
+    parts = urllib.parse.urlsplit(url)
+    # Asked directly: the node may have a proxy in its environment.
+    connection = http.client.HTTPConnection(parts.netloc, timeout=timeout)
     try:
-        with urllib.request.urlopen(url, timeout=timeout) as answer:
-            return answer.status == 200
-    except (OSError, urllib.error.URLError, ValueError):
+        connection.request("GET", parts.path or "/")
+        return connection.getresponse().status == 200
+    except (OSError, http.client.HTTPException):
         return False
+    finally:
+        connection.close()
 
 
 def tell_systemd(state: str) -> None:
@@ -142,10 +146,11 @@ def main() -> int:
     except Terminated:
         stop(child, options.grace)
         return 0
-    print(f"metalray: {reason}; the unit is to be started again", file=sys.stderr, flush=True)
+    sys.stderr.write(f"metalray: {reason}; the unit is to be started again\n")
+    sys.stderr.flush()
     stop(child, options.grace)
     return 1
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    raise SystemExit(main())

@@ -102,12 +102,17 @@ def render(
     rows = node_rows(plan, cluster, versions)
     alive = sum(row[-1] == "alive" for row in rows)
     total = cluster.get("resources", {}).get("total", {})
+    place = f"network {plan['cidr']}, shared directory {plan['shared_dir']}"
+    if not cluster:
+        missing = (
+            f"Ray: does not answer on {plan['head']}, the head; --tags ray starts it. {place[0].upper()}{place[1:]}"
+        )
+        return "\n".join([*_table([_HEADINGS, *rows]), "", missing])
     return "\n".join(
         [
             *_table([_HEADINGS, *rows]),
             "",
-            f"Ray: {alive} of {len(rows)} nodes alive, {total.get('CPU', 0):g} CPUs, {total.get('GPU', 0):g} GPUs, "
-            f"network {plan['cidr']}, shared directory {plan['shared_dir']}",
+            f"Ray: {alive} of {len(rows)} nodes alive, {total.get('CPU', 0):g} CPUs, {total.get('GPU', 0):g} GPUs, {place}",
             *describe_training(training),
             "",
             f"Dashboard: http://localhost:{dashboard_port} after",

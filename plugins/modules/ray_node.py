@@ -43,7 +43,9 @@ options:
     description: The account that runs Ray.
     type: str
   depends:
-    description: Paths that a start of the unit depends on.
+    description:
+      - Paths that a start of the unit depends on. Without one of them that is not among O(files) the module refuses, and
+        changes nothing.
     type: list
     elements: path
     required: true
@@ -125,6 +127,13 @@ def main() -> None:
         wanted.append(
             Wanted(options["token_path"], options["token"] + "\n", "0600", options["token_owner"], secret=True)
         )
+    ours = {item.path for item in wanted}
+    missing = [path for path in options["depends"] if path not in ours and not os.path.exists(path)]
+    if missing and not module.check_mode:
+        module.fail_json(
+            msg=f"{unit} cannot run without {', '.join(missing)}. Run the stages that make them first "
+            "(--tags python_env,network_env)"
+        )
     try:
         applied = apply_files(module, wanted)
     except FilesError as error:
@@ -154,11 +163,6 @@ def main() -> None:
     if module.check_mode:
         module.exit_json(**result)
 
-    missing = [path for path in options["depends"] if not os.path.exists(path)]
-    if missing:
-        module.fail_json(
-            msg=f"{unit} cannot run without {', '.join(missing)}. Run the stages that make them first (--tags python_env,network_env)"
-        )
     if applied.changed:
         module.run_command([systemctl, "daemon-reload"], check_rc=True)
     if not enabled:

@@ -57,8 +57,8 @@ def test_empty_file_holds_no_options(text):
 
 
 def test_invalid_json_is_named_with_its_place():
-    with pytest.raises(DockerError, match=r"/x is not valid JSON: .* at line 3, column 1"):
-        docker.parse_daemon_json('{\n  "debug": true,\n}\n', "/x")
+    with pytest.raises(DockerError, match=r"/x is not valid JSON: .* at line 3, column 3"):
+        docker.parse_daemon_json('{\n  "debug": true\n  "ipv6": true\n}\n', "/x")
     with pytest.raises(DockerError, match="not a JSON object"):
         docker.parse_daemon_json("[1]")
 

@@ -356,8 +356,8 @@ public (default, active)
   target: default
   interfaces: eth0
   rich rules:
-	rule priority="-31867" family="ipv4" source address="10.77.0.12" accept
-	rule family="ipv4" source address="10.9.0.0/24" reject
+\trule priority="-31867" family="ipv4" source address="10.77.0.12" accept
+\trule family="ipv4" source address="10.9.0.0/24" reject
 
 trusted (active)
   target: ACCEPT
@@ -418,11 +418,12 @@ def test_rules_saved_by_others_with_ours_in_them_are_named(tmp_path):
 
 # In the kernel: a node with a member on one link and a stranger on another
 
+PROBE = f"mrfw-probe-{os.getpid()}"
 needs_namespaces = pytest.mark.skipif(
     os.geteuid() != 0
     or not all(map(shutil.which, ("ip", "nft", "iptables-nft", "iptables-legacy")))
-    or subprocess.run(["ip", "netns", "add", "mrfw-probe"], capture_output=True, check=False).returncode != 0
-    or subprocess.run(["ip", "netns", "del", "mrfw-probe"], capture_output=True, check=False).returncode != 0,
+    or subprocess.run(["ip", "netns", "add", PROBE], capture_output=True, check=False).returncode != 0
+    or subprocess.run(["ip", "netns", "del", PROBE], capture_output=True, check=False).returncode != 0,
     reason="needs root, network namespaces, nft and iptables",
 )
 

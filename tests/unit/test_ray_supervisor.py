@@ -65,7 +65,8 @@ def supervise(tmp_path, health):
         process = subprocess.Popen(
             [sys.executable, _ray_supervisor.__file__, f"--health={health.url}", f"--state={tmp_path / 'state'}", *arguments,
              *[f"--depends={path}" for path in depends], "--", *command],
-            env={**os.environ, "NOTIFY_SOCKET": str(tmp_path / "notify")},
+            # Nothing listens there: the raylet must be asked without it.
+            env={**os.environ, "NOTIFY_SOCKET": str(tmp_path / "notify"), "http_proxy": "http://127.0.0.1:9"},
             stderr=subprocess.PIPE,
             text=True,
         )  # fmt: skip

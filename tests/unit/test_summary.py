@@ -40,8 +40,10 @@ def test_every_node_has_a_row_also_the_ones_that_are_not_there():
 
 def test_nothing_known_yet():
     text = render({**PLAN, "missing": []}, {}, {}, {}, "ssh x", 8265)
-    assert "Ray: 0 of 2 nodes alive" in text and "No job has been run." in text
-    assert "No job has been run." in render(PLAN, {}, {}, {"status": "ABSENT"}, "ssh x", 8265)
+    assert "Ray: does not answer on a, the head; --tags ray starts it." in text and text.count("not in Ray") == 2
+    assert "Network 10.0.0.0/24, shared directory /mnt/shared" in text
+    assert "ssh x" not in text
+    assert "No job has been run." in render(PLAN, CLUSTER, {}, {"status": "ABSENT"}, "ssh x", 8265)
 
 
 def test_the_tunnel_can_be_pasted():

@@ -19,9 +19,9 @@ from ansible_collections.metalray.cluster.plugins.module_utils import _versions 
 ROOT = Path(__file__).resolve().parents[2]
 
 # As read on a node with H200 GPUs, and as the closed kernel module writes it.
-OPEN_DRIVER = """NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.159.04  Release Build  (nixbld@)  
-GCC version:  gcc version 15.3.0 (GCC) 
-"""  # noqa: W291
+OPEN_DRIVER = """NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.159.04  Release Build  (nixbld@)\x20\x20
+GCC version:  gcc version 15.3.0 (GCC)\x20
+"""
 CLOSED_DRIVER = """NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.183.01  Sun May 12 19:39:15 UTC 2024
 GCC version:  gcc version 12.2.0 (Debian 12.2.0-14)
 """

@@ -6,19 +6,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
-from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
+from sandbox import INVENTORY, NODES, PROJECT, assert_unchanged, fingerprints, on, site
 
-PROJECT = Path(__file__).resolve().parents[3]
-INVENTORY = PROJECT / "inventories" / "sandbox"
-SSH = ["ssh", "-F", str(PROJECT / ".sandbox/test/ssh_config")]
-NODES = ("node1", "node2", "node3")
 STAGES = [
     "preflight",
     "docker",
@@ -34,47 +28,6 @@ STAGES = [
     "summary",
 ]
 MOST_REMOTE_COMMANDS = 40
-
-
-@dataclass
-class Run:
-    """A finished run: its status, what it printed, and the recap by host."""
-
-    status: int
-    text: str
-    recap: dict[str, dict[str, int]]
-
-    @property
-    def changed(self) -> int:
-        return sum(counts["changed"] for counts in self.recap.values())
-
-
-def site(
-    *arguments: str, cwd: Path = PROJECT, playbook: str = "site.yml", inventory: Path = INVENTORY, **environment: str
-) -> Run:
-    env = {**os.environ, "METALRAY_SANDBOX": "test", "ANSIBLE_NOCOLOR": "1", **environment}
-    for name in ("ANSIBLE_CONFIG", "ANSIBLE_COLLECTIONS_PATH"):
-        if name not in environment:
-            env.pop(name, None)
-    done = subprocess.run(
-        ["ansible-playbook", "-i", str(inventory), playbook, *arguments],
-        cwd=cwd, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    recap = {
-        host: {key: int(value) for key, value in re.findall(r"(\w+)=(\d+)", counts)}
-        for host, counts in re.findall(r"^(node\d)\s+: (.*)$", done.stdout, re.MULTILINE)
-    }
-    return Run(done.returncode, done.stdout + done.stderr, recap)
-
-
-def on(node: str, command: str) -> str:
-    return subprocess.run([*SSH, node, command], check=True, capture_output=True, text=True, timeout=300).stdout.strip()
-
-
-def assert_unchanged(run: Run) -> None:
-    assert run.status == 0, run.text[-6000:]
-    assert set(run.recap) == set(NODES)
-    assert run.changed == 0, run.text
 
 
 def test_a_second_run_changes_nothing_and_is_cheap(record_property):
@@ -114,7 +67,7 @@ def test_the_installed_collection_does_the_same(tmp_path):
     )
     tarball = next(tmp_path.glob("*.tar.gz"))
     subprocess.run(
-        ["ansible-galaxy", "collection", "install", "--offline", "--no-deps", "-p", tmp_path, tarball],
+        ["ansible-galaxy", "collection", "install", "--offline", "--no-deps", "--force", "-p", tmp_path, tarball],
         check=True,
         capture_output=True,
     )
@@ -160,12 +113,6 @@ def test_the_job_trains_again_only_when_asked():
     run = site("--tags", "training", "-e", "training_force=true", "-e", "training_smoke_epochs=5")
     assert run.status == 0 and run.recap["node1"]["changed"] == 1, run.text[-4000:]
     assert attempts() == before + 1
-
-
-def fingerprints() -> dict[str, str]:
-    """What a refused run must leave as it is."""
-    look = "sudo find /etc /opt/metalray -xdev -type f -not -name '*.pyc' -printf '%p %T@ %s\\n' | sort | sha256sum"
-    return {node: on(node, look) for node in NODES}
 
 
 @pytest.mark.parametrize(

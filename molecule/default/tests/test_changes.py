@@ -1,0 +1,62 @@
+# Copyright: (c) 2026, The metalray contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What happens to the converged cluster when something is changed: as much as has to, and no more."""
+
+from __future__ import annotations
+
+import json
+
+from sandbox import NODES, assert_unchanged, on, site
+
+
+def raylets() -> dict[str, str]:
+    return {node: on(node, "pgrep -x raylet") for node in NODES}
+
+
+def test_ray_restarts_when_its_environment_changed_and_only_then():
+    before = raylets()
+    assert_unchanged(site("--tags", "ray"))
+    assert raylets() == before
+
+    other = ["-e", json.dumps({"network_env_extra": {"TORCH_CPP_LOG_LEVEL": "INFO"}})]
+    written = site("--tags", "network_env", *other)
+    assert written.status == 0 and written.changed == len(NODES), written.text[-4000:]
+    # The environment is on disk, and the running processes still have the old one: another run, later, sees that.
+    assert raylets() == before
+    restarted = site("--tags", "ray")
+    assert restarted.status == 0 and restarted.changed == len(NODES), restarted.text[-4000:]
+    after = raylets()
+    assert all(after[node] != before[node] for node in NODES)
+    for node in NODES:
+        environment = on(node, f"sudo cat /proc/{after[node]}/environ | tr '\\0' '\\n'")
+        assert "TORCH_CPP_LOG_LEVEL=INFO" in environment.splitlines()
+
+    back = site("--tags", "network_env,ray")
+    assert back.status == 0, back.text[-4000:]
+    assert_unchanged(site("--tags", "network_env,ray"))
+
+
+def test_the_source_is_there_with_its_submodule_at_its_version_for_every_node():
+    for node in NODES:
+        assert on(node, "cat /mnt/shared/src/trainer/train.py") == 'print("trained")'
+    head = on("node1", "cd /mnt/shared/src/trainer && git describe --tags && git submodule status && stat -c %U .")
+    version, submodule, owner = head.splitlines()
+    assert (version, owner) == ("v1", "ops")
+    assert submodule.split()[1] == "external/part" and not submodule.startswith("-")
+
+
+def test_a_changed_environment_is_put_back():
+    """Root may break the lock; the next run sees it and builds beside what runs."""
+    link = on("node2", "readlink -f /opt/metalray/venv")
+    on("node2", "sudo rm -rf /opt/metalray/venv/lib/python3*/site-packages/click")
+    on("node2", "sudo rm -rf /opt/metalray/venv/lib/python3*/site-packages/click-*.dist-info")
+    run = site("--tags", "python_env,versions")
+    assert run.status == 0, run.text[-4000:]
+    assert {host for host, counts in run.recap.items() if counts["changed"]} == {"node2"}
+    assert on("node2", "readlink -f /opt/metalray/venv") != link
+    assert on("node2", "bash -lc 'python -c \"import click; print(click.__name__)\"'") == "click"
+    # Its services still run from the old one; the stage that owns them moves them over.
+    moved = site("--tags", "ray")
+    assert moved.status == 0 and moved.recap["node2"]["changed"] == 1 and moved.changed == 1, moved.text[-4000:]
+    assert_unchanged(site("--tags", "python_env,ray"))
