@@ -126,6 +126,7 @@ def lint(check: Check) -> None:
 
 def unit(check: Check) -> None:
     """Pure functions, and modules over real files, processes, servers and network namespaces."""
+    packages(check)
     check.run(BIN / "pytest", *_pytest_options())
 
 
@@ -137,6 +138,7 @@ def _pytest_options() -> list[str]:
 
 def newest(check: Check) -> None:
     """The unit tests and a syntax check on the newest Python here and the newest ansible-core for it."""
+    packages(check)
     python = newest_python()
     venv = CACHE / "newest"
     lock = ROOT / "requirements" / "test.txt"
@@ -174,6 +176,7 @@ def sanity(check: Check) -> None:
 
     Not below the checkout: there, ansible-test asks git for the files, and git leaves out what it ignores.
     """
+    packages(check)
     home = CACHE / "home"
     stand_in = home / ".ansible" / "test" / "cache" / "get_pip_24_2.py"
     stand_in.parent.mkdir(parents=True, exist_ok=True)
