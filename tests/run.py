@@ -8,7 +8,9 @@ Each check writes to reports/NAME.log. All of them run; the last lines of those 
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -43,7 +45,7 @@ _SYSTEM_PATH = "/usr/local/sbin:/usr/sbin:/sbin"
 _GET_PIP = """\
 import subprocess, sys
 subprocess.check_call([sys.executable, "-m", "ensurepip", "--default-pip"])
-subprocess.check_call([sys.executable, "-m", "pip", "install", "--quiet", "pip==24.2"])
+subprocess.check_call([sys.executable, "-m", "pip", "install", "--quiet", "pip=={version}"])
 """
 
 
@@ -178,15 +180,28 @@ def sanity(check: Check) -> None:
     """
     packages(check)
     home = CACHE / "home"
-    stand_in = home / ".ansible" / "test" / "cache" / "get_pip_24_2.py"
+    version = _pip_of_ansible_test()
+    stand_in = home / ".ansible" / "test" / "cache" / f"get_pip_{version.replace('.', '_')}.py"
     stand_in.parent.mkdir(parents=True, exist_ok=True)
-    stand_in.write_text(_GET_PIP, encoding="utf-8")
+    stand_in.write_text(_GET_PIP.format(version=version), encoding="utf-8")
     python = f"{sys.version_info.major}.{sys.version_info.minor}"
     with tempfile.TemporaryDirectory(prefix="metalray-sanity-") as directory:
         copy = installed_collection(check, Path(directory))
         check.run("ansible-test", "sanity", "--local", "--python", python, "--color", "no", cwd=copy, HOME=str(home))
     if 'Running sanity test "validate-modules"' not in check.text():
         raise Failed("ansible-test ran no test")
+
+
+def _pip_of_ansible_test() -> str:
+    """The version of pip that ansible-test wants in its virtual environments."""
+    package = importlib.util.find_spec("ansible_test")
+    if not package or not package.origin:
+        raise Failed("ansible-test is not installed: run 'make test'")
+    source = Path(package.origin).with_name("_internal") / "python_requirements.py"
+    found = re.search(r"\bpip='([0-9.]+)'", source.read_text(encoding="utf-8"))
+    if not found:
+        raise Failed(f"{source} names no version of pip")
+    return found[1]
 
 
 def scenario(name: str) -> Callable[[Check], None]:

@@ -950,8 +950,11 @@ def _answer(connection: socket.socket) -> str:
 
 def main() -> int:
     def run(argv: list[str], stdin: str | None = None) -> tuple[int, str, str]:
-        path = which(argv[0]) or argv[0]
-        done = subprocess.run([path, *argv[1:]], input=stdin, capture_output=True, text=True, check=False)
+        argv = [which(argv[0]) or argv[0], *argv[1:]]
+        # There is no AnsibleModule to run it.
+        done = subprocess.run(  # pylint: disable=ansible-bad-function
+            argv, input=stdin, capture_output=True, text=True, check=False
+        )
         return done.returncode, done.stdout, done.stderr
 
     os.environ["LC_ALL"] = "C"
