@@ -14,6 +14,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from collections.abc import Sequence
@@ -169,6 +170,16 @@ def installed_collection(check: Check, directory: Path) -> Path:
     """The collection as a user installs it: built, and installed offline into an empty directory."""
     check.run("ansible-galaxy", "collection", "build", "--output-path", directory)
     tarball = next(directory.glob("metalray-cluster-*.tar.gz"))
+    if (ROOT / ".git").exists():
+        git = ["git", "-c", "safe.directory=*", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+        listed = subprocess.run(git, cwd=ROOT, capture_output=True, text=True, check=False)
+        if listed.returncode:
+            raise Failed(f"git does not list the checkout's files: {listed.stderr.strip()}")
+        with tarfile.open(tarball) as archive:
+            shipped = {member.name for member in archive if not member.isdir()}
+        strays = shipped - set(listed.stdout.split("\0")) - {"MANIFEST.json", "FILES.json"}
+        if strays:
+            raise Failed(f"build_ignore in galaxy.yml lets through what git ignores: {', '.join(sorted(strays)[:5])}")
     check.run("ansible-galaxy", "collection", "install", "--offline", "--no-deps", "--force", "-p", directory, tarball)
     return directory / "ansible_collections" / "metalray" / "cluster"
 

@@ -19,7 +19,7 @@ ROUND_SECONDS = 10
 # Without news, say at least this often that the job is still there.
 HEARTBEAT_SECONDS = 30
 # Keys that the module tells this plugin, and nobody else.
-INTERNAL = ("finished", "offset", "lines", "skipped", "reason", "unreachable_dashboard")
+INTERNAL = ("finished", "offset", "lines", "unshown", "reason", "unreachable_dashboard")
 
 
 class Reporter:
@@ -37,8 +37,8 @@ class Reporter:
         self.progress = news.get("progress") or self.progress
         lines = news.get("lines") or []
         if self._show_log:
-            if news.get("skipped"):
-                self.say(f"  | ... {news['skipped']} lines more")
+            if news.get("unshown"):
+                self.say(f"  | ... {news['unshown']} lines more")
             for line in lines:
                 self.say(f"  | {line}")
         moved = news["status"] != self._status or (lines and self.progress and not self._show_log)

@@ -189,7 +189,7 @@ def validate(module: AnsibleModule, options: dict[str, Any], have: dict[str, Any
     dockerd = module.get_bin_path("dockerd")
     if dockerd is None:
         return "module"
-    descriptor, temporary = tempfile.mkstemp(dir=module.tmpdir, suffix=".json")
+    descriptor, temporary = tempfile.mkstemp(suffix=".json")
     with os.fdopen(descriptor, "w", encoding="utf-8") as handle:
         handle.write(docker.render(options))
     rc, out, err = module.run_command([dockerd, "--validate", "--config-file", temporary])

@@ -550,7 +550,7 @@ class Job:
             **answer,
             "offset": offset,
             "lines": lines[-limit:] if limit else [],
-            "skipped": max(0, len(lines) - limit),
+            "unshown": max(0, len(lines) - limit),
         }
 
 
