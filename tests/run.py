@@ -226,6 +226,16 @@ def scenario(name: str) -> Callable[[Check], None]:
     return run
 
 
+def cleanup(check: Check) -> None:
+    """Away with the sandbox's image, and with an engine that the sandbox started."""
+    for name in ("test", "stages"):
+        remove = ["-e", '{"sandbox_remove_all": true}']
+        check.run(
+            *("ansible-playbook", "-i", "inventories/sandbox", "molecule/sandbox/destroy.yml", *remove),
+            METALRAY_SANDBOX=name,
+        )
+
+
 def all_checks() -> dict[str, Callable[[Check], None]]:
     scenarios = sorted(path.parent.name for path in (ROOT / "molecule").glob("*/molecule.yml"))
     return {
@@ -235,6 +245,7 @@ def all_checks() -> dict[str, Callable[[Check], None]]:
         "newest": newest,
         "sanity": sanity,
         **{f"molecule-{name}": scenario(name) for name in scenarios},
+        "cleanup": cleanup,
     }
 
 

@@ -174,14 +174,18 @@ def check_meaning(host: str, values: Mapping[str, Any], networks: Iterable[str])
             problems.append(f"{host}: {error}")
     lock = values.get("python_env_lock")
     if lock and not os.path.isfile(lock):
-        problems.append(f"{host}: python_env_lock is '{lock}', and there is no such file on the controller. Correct the path")
+        problems.append(
+            f"{host}: python_env_lock is '{lock}', and there is no such file on the controller. Correct the path"
+        )
     if values.get("python_env_profile") == "custom" and not lock:
         problems.append(
             f"{host}: python_env_profile is 'custom', and python_env_lock is not set. Name the lock that you made with "
             "'uv pip compile --generate-hashes'"
         )
     if values.get("python_env_source_url") and not values.get("python_env_source_version"):
-        problems.append(f"{host}: python_env_source_url is set, and python_env_source_version is not. Give it a commit or a tag")
+        problems.append(
+            f"{host}: python_env_source_url is set, and python_env_source_version is not. Give it a commit or a tag"
+        )
     if values.get("training_job") == "command" and not str(values.get("training_command") or "").strip():
         problems.append(f"{host}: training_job is 'command', and training_command is empty. Give it a shell command")
     return problems

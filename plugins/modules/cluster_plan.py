@@ -15,16 +15,8 @@ description:
   - Runs on the controller and calls no host. Use it with C(run_once), after the facts of all nodes have been read.
 author:
   - The metalray contributors (@metalray)
-attributes:
-  check_mode:
-    support: full
-    description: Can run in check mode and decides the same.
-  diff_mode:
-    support: N/A
-    description: Nothing is changed.
-  idempotent:
-    support: full
-    description: Nothing is changed.
+extends_documentation_fragment:
+  - metalray.cluster.read_only
 options:
   fact:
     description: Name of the fact that takes the plan.

@@ -15,16 +15,8 @@ description:
     M(metalray.cluster.package_versions_facts).
 author:
   - The metalray contributors (@metalray)
-attributes:
-  check_mode:
-    support: full
-    description: Can run in check mode and prints the same.
-  diff_mode:
-    support: N/A
-    description: Nothing is changed.
-  idempotent:
-    support: full
-    description: Nothing is changed.
+extends_documentation_fragment:
+  - metalray.cluster.read_only
 options:
   cluster:
     description: What M(metalray.cluster.ray_cluster_info) returned.

@@ -18,16 +18,8 @@ description:
   - Changes nothing.
 author:
   - The metalray contributors (@metalray)
-attributes:
-  check_mode:
-    support: full
-    description: Can run in check mode and reads the same.
-  diff_mode:
-    support: N/A
-    description: Nothing is changed.
-  idempotent:
-    support: full
-    description: Nothing is changed.
+extends_documentation_fragment:
+  - metalray.cluster.read_only
 options:
   peers:
     description: Addresses of the other nodes inside the cluster.

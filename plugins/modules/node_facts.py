@@ -14,16 +14,8 @@ description:
   - Changes nothing. Run it with C(become) so that it also proves that the connecting account may become root.
 author:
   - The metalray contributors (@metalray)
-attributes:
-  check_mode:
-    support: full
-    description: Can run in check mode and reads the same.
-  diff_mode:
-    support: N/A
-    description: Nothing is changed.
-  idempotent:
-    support: full
-    description: Nothing is changed.
+extends_documentation_fragment:
+  - metalray.cluster.read_only
 options:
   user:
     description: The account that is to own and run the work. By default the account that Ansible connected with.

@@ -17,7 +17,10 @@ SPECS = {
     "limits_nofile": {"type": "int", "default": 65536},
     "limits_memlock": {"type": "str", "default": "unlimited"},
     "docker_users": {"type": "list", "elements": "str"},
-    "docker_daemon_options": {"type": "dict", "default": {"default-address-pools": [{"base": "172.17.0.0/16", "size": 24}]}},
+    "docker_daemon_options": {
+        "type": "dict",
+        "default": {"default-address-pools": [{"base": "172.17.0.0/16", "size": 24}]},
+    },
     "firewall_closed_ports": {"type": "list", "elements": "str"},
     "firewall_allowed_networks": {"type": "list", "elements": "str", "default": []},
     "python_env_profile": {"type": "str", "choices": ["smoke", "custom"], "default": "smoke"},
@@ -142,14 +145,29 @@ def test_a_wrong_value_is_named_with_host_and_what_is_allowed(cluster, values, s
 @pytest.mark.parametrize(
     ("values", "says"),
     [
-        ({"docker_daemon_options": {"default-address-pools": [{"base": "10.0.0.0/16", "size": 24}]}}, "10.0.0.0/16 overlaps 10.0.0.0/24"),
+        (
+            {"docker_daemon_options": {"default-address-pools": [{"base": "10.0.0.0/16", "size": 24}]}},
+            "10.0.0.0/16 overlaps 10.0.0.0/24",
+        ),
         ({"docker_daemon_options": {"default-address-pools": [{"base": "nonsense"}]}}, "b: docker_daemon_options: "),
-        ({"firewall_closed_ports": ["6379", "22"]}, "b: firewall_closed_ports: port 22 is asked to be closed, but it is one of SSH's"),
+        (
+            {"firewall_closed_ports": ["6379", "22"]},
+            "b: firewall_closed_ports: port 22 is asked to be closed, but it is one of SSH's",
+        ),
         ({"firewall_closed_ports": ["http"]}, "b: firewall_closed_ports: "),
-        ({"firewall_allowed_networks": ["0.0.0.0/0"]}, "b: firewall_allowed_networks: '0.0.0.0/0' is the whole Internet"),
-        ({"python_env_lock": "/no/such/lock.txt"}, "b: python_env_lock is '/no/such/lock.txt', and there is no such file"),
+        (
+            {"firewall_allowed_networks": ["0.0.0.0/0"]},
+            "b: firewall_allowed_networks: '0.0.0.0/0' is the whole Internet",
+        ),
+        (
+            {"python_env_lock": "/no/such/lock.txt"},
+            "b: python_env_lock is '/no/such/lock.txt', and there is no such file",
+        ),
         ({"python_env_profile": "custom"}, "b: python_env_profile is 'custom', and python_env_lock is not set"),
-        ({"python_env_source_url": "https://git.example/x"}, "b: python_env_source_url is set, and python_env_source_version is not"),
+        (
+            {"python_env_source_url": "https://git.example/x"},
+            "b: python_env_source_url is set, and python_env_source_version is not",
+        ),
         ({"training_job": "command"}, "b: training_job is 'command', and training_command is empty"),
     ],
 )
