@@ -151,10 +151,8 @@ def test_versions_that_differ_stop_the_run_before_training():
     site_packages = on("node2", "ls -d /opt/metalray/venv/lib/python3*/site-packages")
     metadata = on("node2", f"ls -d {site_packages}/click-*.dist-info")
     stranger = re.sub(r"click-[^/]*\.dist-info", "click-0.0.1.dist-info", metadata)
-    on(
-        "node2",
-        f"sudo cp -a {metadata} {stranger} && sudo mv {metadata} /root/click && sudo sed -i 's/^Version: .*/Version: 0.0.1/' {stranger}/METADATA",
-    )
+    on("node2", f"sudo cp -a {metadata} {stranger} && sudo mv {metadata} /root/click")
+    on("node2", f"sudo sed -i 's/^Version: .*/Version: 0.0.1/' {stranger}/METADATA")
     try:
         run = site("--tags", "versions,training")
         assert run.status != 0
