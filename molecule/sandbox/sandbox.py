@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import re
 import subprocess
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +62,16 @@ def on(node: str, command: str) -> str:
     return subprocess.run(
         [*_SSH, node, command], check=True, capture_output=True, text=True, timeout=300
     ).stdout.strip()
+
+
+def power(node: str, state: str) -> None:
+    """Shut a node down (``stopped``) or let it boot (``started``)."""
+    options = f"name=metalray-{NAME}-{node} state={state} container_default_behavior=no_defaults"
+    subprocess.run(
+        ["ansible", "localhost", "-m", "community.docker.docker_container", "-a", options,
+         "-e", f"ansible_python_interpreter={sys.executable}"],
+        cwd=PROJECT, check=True, capture_output=True, timeout=120,
+    )  # fmt: skip
 
 
 def fingerprints() -> dict[str, str]:

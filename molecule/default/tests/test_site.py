@@ -11,7 +11,7 @@ import shutil
 import subprocess
 
 import pytest
-from sandbox import INVENTORY, NODES, PROJECT, assert_unchanged, fingerprints, on, site
+from sandbox import INVENTORY, NODES, PROJECT, assert_unchanged, fingerprints, on, power, site
 
 STAGES = [
     "preflight",
@@ -164,8 +164,7 @@ def test_versions_that_differ_stop_the_run_before_training():
 
 
 def test_a_worker_that_is_down_fails_by_name_and_comes_back_by_itself():
-    container = "metalray-test-node3"
-    subprocess.run(["docker", "stop", "--time", "30", container], check=True, capture_output=True)
+    power("node3", "stopped")
     try:
         run = site()
         assert run.status != 0
@@ -175,7 +174,7 @@ def test_a_worker_that_is_down_fails_by_name_and_comes_back_by_itself():
         # One attempt, not one a task.
         assert run.text.count("UNREACHABLE!") == 1
     finally:
-        subprocess.run(["docker", "start", container], check=True, capture_output=True)
+        power("node3", "started")
     # A boot: everything is back with nobody's help.
     alive = "ray status 2>/dev/null | sed -n '/^Active:/,/^Pending:/p' | grep -c node_"
     on("node1", f"bash -lc 'timeout 240 sh -c '\"'\"'until [ \"$({alive})\" = 3 ]; do sleep 1; done'\"'\"")
