@@ -60,3 +60,12 @@ def test_a_changed_environment_is_put_back():
     moved = site("--tags", "ray")
     assert moved.status == 0 and moved.recap["node2"]["changed"] == 1 and moved.changed == 1, moved.text[-4000:]
     assert_unchanged(site("--tags", "python_env,ray"))
+
+
+def test_the_optional_tools_come_when_asked_for():
+    tools = ["--tags", "python_env", "-e", "python_env_tools=true"]
+    run = site(*tools)
+    assert run.status == 0, run.text[-4000:]
+    assert all(on(node, "command -v tmux") == "/usr/bin/tmux" for node in NODES)
+    assert_unchanged(site(*tools))
+    assert_unchanged(site(*tools, "--check"))
