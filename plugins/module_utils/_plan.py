@@ -291,7 +291,7 @@ def make_plan(
     if problems:
         return {}, problems
     head = groups["head"][0]
-    order = [head, *(host for host in groups["workers"])] if groups.get("workers") else [head]
+    order = [head, *groups.get("workers", ())]
     for host in order:
         problems += check_variables(host, settings[host], specs)
     for message in dict.fromkeys(message for host in order for message in suggest_names(settings[host], specs)):
