@@ -5,17 +5,22 @@
 
 Internal to metalray.cluster: not a public interface.
 
-``read_links`` looks at a sysfs tree under any root, so that captured trees test it; everything else is pure. Addresses and
-routes are what ``ip -j`` prints (iproute2).
+``read_links`` looks at a sysfs tree under any root, so that captured trees test it; everything else is pure. Addresses come
+from ``_addresses``, routes are what ``ip -j`` prints (iproute2).
 """
 
 from __future__ import annotations
 
 import ipaddress
+import json
 import os
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
+
+from ._addresses import Address
+from ._tree import Tree
 
 # Names that container engines, hypervisors and overlays give to what they make. The kind decides where the kernel tells
 # it; these catch what it does not tell.
@@ -24,6 +29,9 @@ _MADE_BY_SOFTWARE = ("docker", "br-", "veth", "virbr", "vnet", "cni", "cali", "f
 
 _ARPHRD_ETHER = 1
 _ARPHRD_INFINIBAND = 32
+_LEAST_MTU = 68
+# What drivers say that do not know their speed, besides -1: the same number in 16 and in 32 bits.
+_UNKNOWN_SPEEDS = (0xFFFF, 0xFFFFFFFF)
 
 
 class InterfaceError(Exception):
@@ -52,7 +60,8 @@ class Candidate:
     """An address of a node that could carry cluster traffic.
 
     ``default_route`` tells that the node's default route leaves by this interface; ``physical`` that a real device is
-    below it (directly, or under a bond, VLAN or bridge).
+    below it (directly, or under a bond, VLAN or bridge); ``first`` that Gloo and NCCL take this address when they are told
+    the interface, since no other of its family is listed before it.
     """
 
     interface: str
@@ -62,6 +71,7 @@ class Candidate:
     speed_mbps: int | None
     physical: bool
     default_route: bool
+    first: bool = True
 
     @property
     def network(self) -> str:
@@ -76,82 +86,65 @@ class Candidate:
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Candidate:
-        return cls(**{name: data[name] for name in cls.__dataclass_fields__})
+        return cls(**{name: data[name] for name in cls.__dataclass_fields__ if name in data})
 
 
-def _text(path: str) -> str | None:
-    try:
-        with open(path, encoding="ascii", errors="replace") as handle:
-            return handle.read().strip()
-    except OSError:
-        # A device without carrier answers EINVAL for its speed: unknown, like a file that is not there.
-        return None
-
-
-def _number(path: str) -> int | None:
-    text = _text(path)
-    try:
-        return int(text, 0) if text else None
-    except ValueError:
-        return None
-
-
-def _listing(path: str) -> list[str]:
-    try:
-        return sorted(os.listdir(path))
-    except OSError:
-        return []
-
-
-def read_links(root: str = "/") -> dict[str, Link]:
-    """The network devices under ``root``/sys/class/net, by name."""
-    base = os.path.join(root, "sys/class/net")
+def read_links(root: str = "/", problems: list[str] | None = None) -> dict[str, Link]:
+    """The network devices under ``root``/sys/class/net, by name. A file that lies adds a sentence to ``problems``."""
+    tree = Tree(root)
     links = {}
-    for name in _listing(base):
-        path = os.path.join(base, name)
-        if not os.path.isdir(path):
+    for name in tree.names("/sys/class/net"):
+        path = f"/sys/class/net/{name}"
+        entries = tree.names(path)
+        if not entries or not name.isprintable():
             continue  # bonding_masters is a file
-        entries = _listing(path)
-        speed = _number(f"{path}/speed")
-        driver = os.path.join(path, "device/driver")
+        speed = tree.number(f"{path}/speed")
+        driver = os.path.basename(tree.real(f"{path}/device/driver"))
         links[name] = Link(
             name=name,
             # A driver that does not track its state says 'unknown' and still has a carrier.
-            up=_text(f"{path}/operstate") in ("up", "unknown") and _text(f"{path}/carrier") == "1",
-            arp_type=_number(f"{path}/type") or 0,
-            mtu=_number(f"{path}/mtu") or 0,
-            speed_mbps=speed if speed and speed > 0 else None,
-            driver=os.path.basename(os.path.realpath(driver)) if os.path.islink(driver) else None,
+            up=tree.text(f"{path}/operstate") in ("up", "unknown") and tree.text(f"{path}/carrier") == "1",
+            arp_type=tree.number(f"{path}/type", least=0) or 0,
+            mtu=tree.number(f"{path}/mtu", least=_LEAST_MTU) or 0,
+            speed_mbps=speed if speed and speed > 0 and speed not in _UNKNOWN_SPEEDS else None,
+            driver=driver if driver != "driver" else None,
             has_device="device" in entries,
             lower=tuple(entry[len("lower_") :] for entry in entries if entry.startswith("lower_")),
-            bridge_ports=tuple(_listing(f"{path}/brif")) if "bridge" in entries else None,
+            bridge_ports=tuple(tree.names(f"{path}/brif")) if "bridge" in entries else None,
             enslaved="master" in entries,
             bonding="bonding" in entries,
         )
+    if problems is not None:
+        problems += tree.problems
     return links
 
 
-def _is_physical(name: str, links: Mapping[str, Link]) -> bool:
-    link = links.get(name)
-    if link is None:
-        return False
-    below = link.lower if link.bridge_ports is None else link.bridge_ports
-    return link.has_device or any(_is_physical(lower, links) for lower in below if lower != name)
+def _stack(name: str, links: Mapping[str, Link]) -> list[Link]:
+    """A device and everything below it."""
+    todo, found = [name], {}
+    while todo:
+        link = links.get(todo.pop())
+        if link is not None and link.name not in found:
+            found[link.name] = link
+            todo += link.lower if link.bridge_ports is None else link.bridge_ports
+    return list(found.values())
 
 
-def _speed(name: str, links: Mapping[str, Link]) -> int | None:
+def is_physical(name: str, links: Mapping[str, Link]) -> bool:
+    """Whether a real device carries this one: it is one, or a bond, VLAN or bridge over one."""
+    return any(link.has_device for link in _stack(name, links))
+
+
+def link_speed(name: str, links: Mapping[str, Link]) -> int | None:
     """A VLAN or bridge that does not say its speed has that of the fastest device below it."""
-    link = links[name]
-    if link.speed_mbps is not None:
-        return link.speed_mbps
-    known = [speed for lower in link.lower if lower in links and (speed := _speed(lower, links)) is not None]
-    return max(known, default=None)
+    own = links[name].speed_mbps
+    return own or max((link.speed_mbps for link in _stack(name, links) if link.speed_mbps), default=None)
 
 
 def _usable(link: Link, links: Mapping[str, Link]) -> bool:
-    if not link.up or link.arp_type not in (_ARPHRD_ETHER, _ARPHRD_INFINIBAND) or link.enslaved:
+    if not link.up or not link.mtu or link.arp_type not in (_ARPHRD_ETHER, _ARPHRD_INFINIBAND) or link.enslaved:
         return False
-    if _is_physical(link.name, links):
+    if is_physical(link.name, links):
         return True
     # A virtual device is a node's own only where the node is itself a container or a guest without a bus. Bridges with
     # nothing real below them, and what engines and overlays make, never are.
@@ -170,34 +163,27 @@ def default_route_devices(routes: Iterable[Mapping[str, Any]]) -> list[str]:
 
 
 def find_candidates(
-    links: Mapping[str, Link], addresses: Iterable[Mapping[str, Any]], routes: Iterable[Mapping[str, Any]]
+    links: Mapping[str, Link], addresses: Iterable[Address], routes: Iterable[Mapping[str, Any]]
 ) -> list[Candidate]:
     """Every address of the node that could carry cluster traffic; real devices first, then by name and address.
 
-    ``addresses`` is ``ip -j address``; ``routes`` is ``ip -j route`` and ``ip -6 -j route`` together.
+    ``routes`` is ``ip -j route`` and ``ip -6 -j route`` together.
     """
     by_default = set(default_route_devices(routes))
-    found = []
-    for device in addresses:
-        name = device.get("ifname", "")
-        link = links.get(name)
-        if link is None or not _usable(link, links):
-            continue
-        for info in device.get("addr_info", []):
-            address = info.get("local")
-            if not address or info.get("scope") != "global" or info.get("temporary") or info.get("deprecated"):
-                continue
-            found.append(
-                Candidate(
-                    interface=name,
-                    address=address,
-                    prefix=int(info["prefixlen"]),
-                    mtu=link.mtu,
-                    speed_mbps=_speed(name, links),
-                    physical=_is_physical(name, links),
-                    default_route=name in by_default,
-                )
-            )
+    found = [
+        Candidate(
+            interface=item.interface,
+            address=item.address,
+            prefix=item.prefix,
+            mtu=links[item.interface].mtu,
+            speed_mbps=link_speed(item.interface, links),
+            physical=is_physical(item.interface, links),
+            default_route=item.interface in by_default,
+            first=item.first,
+        )
+        for item in addresses
+        if item.interface in links and _usable(links[item.interface], links)
+    ]
     return sorted(found, key=lambda c: (not c.physical, c.version, c.interface, int(ipaddress.ip_address(c.address))))
 
 
@@ -216,6 +202,10 @@ def routed_networks(routes: Iterable[Mapping[str, Any]]) -> list[str]:
         if network.prefixlen and not (network.is_link_local or network.is_multicast or network.is_loopback):
             found.add(network)
     return [str(network) for network in sorted(found, key=lambda n: (n.version, int(n.network_address), n.prefixlen))]
+
+
+#: What is left to a node that is alone and has no link.
+LOOPBACK = Candidate("lo", "127.0.0.1", 8, 65536, None, physical=False, default_route=False)
 
 
 def describe(candidates: Iterable[Candidate]) -> str:
@@ -297,6 +287,58 @@ def choose(nodes: Mapping[str, list[Candidate]], head: str) -> tuple[dict[str, C
             "some nodes have only IPv4 and some only IPv6: " + "; ".join(f"{n}: {c.address}" for n, c in picked.items())
         )
     return picked, picked[head].network
+
+
+def route_batch(peers: Iterable[str]) -> str:
+    """What ``ip -j -force -batch -`` reads to ask for the route to every peer: one process, however many peers."""
+    return "".join(f"route get {peer}\n" for peer in peers)
+
+
+def parse_routes(peers: Iterable[str], out: str, err: str) -> dict[str, dict[str, Any]]:
+    """The kernel's answer for each peer, from what the batch of ``route_batch`` printed.
+
+    Raises InterfaceError that names the command, the peers and the kernel's reason where there is no answer.
+    """
+    asked = list(peers)
+    answers = {}
+    for line in out.splitlines():
+        try:
+            for route in json.loads(line):
+                answers[str(ipaddress.ip_address(route["dst"]))] = route
+        except (ValueError, KeyError, TypeError):
+            raise InterfaceError(f"'ip -j route get' answered '{line[:200]}', which is no JSON of a route") from None
+    found = {peer: answers[key] for peer in asked if (key := str(ipaddress.ip_address(peer))) in answers}
+    own = [peer for peer, route in found.items() if route.get("type") == "local"]
+    if own:
+        raise InterfaceError(f"{', '.join(own)} is an address of this node, not of a peer")
+    missing = [peer for peer in asked if peer not in found]
+    if missing:
+        # 'REASON', then 'Command failed -:LINE'.
+        reasons = {
+            int(line): reason for reason, line in re.findall(r"^(.+)\nCommand failed -:(\d+)", err, re.MULTILINE)
+        }
+        shown = "; ".join(
+            f"'ip route get {peer}' failed: {reasons.get(asked.index(peer) + 1, 'no answer')}" for peer in missing[:3]
+        )
+        more = f" (and {len(missing) - 3} more)" if len(missing) > 3 else ""
+        raise InterfaceError(
+            f"this node has no route to {'a peer' if len(missing) == 1 else 'its peers'}: {shown}{more}. Bring the interface up, "
+            "mend the routes or rules of this node, or name a network that all nodes share in cluster_cidr"
+        )
+    return found
+
+
+def check_steady(first: Mapping[str, Mapping[str, Any]], again: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raises InterfaceError when the way to a peer is another one than a moment before."""
+    for peer, before in first.items():
+        now = again[peer]
+        ways = [f"{route.get('dev', '?')} (from {route.get('prefsrc', '?')})" for route in (before, now)]
+        if ways[0] != ways[1]:
+            raise InterfaceError(
+                f"the route to {peer} changed while this node was looked at ('ip route get {peer}'): first by {ways[0]}, then by "
+                f"{ways[1]}. Jobs would lose their connections: find what changes it (a routing daemon, a link that goes up and "
+                "down, DHCP), and run again"
+            )
 
 
 def check_routes(peers: Mapping[str, Mapping[str, Any]], interface: str | None = None) -> tuple[str, str]:

@@ -18,9 +18,14 @@ import shutil
 import socket
 from typing import Any, Callable
 
+from ._addresses import IF_INET6, read_addresses
+from ._env_files import read_environment_files
+from ._fabric import Run, read_fabric
 from ._interfaces import find_candidates, read_links, routed_networks
 
 _CAP_SYS_RESOURCE = 24
+#: Of the last proof of the network, below the root.
+PROOF_RECORD = "var/lib/metalray/network_proof.json"
 
 RunIp = Callable[[list[str]], str]
 
@@ -109,24 +114,53 @@ def free_bytes(path: str) -> int:
     return shutil.disk_usage(path).free
 
 
-def read_node(run_ip: RunIp, user: str, shared_dir: str, root: str = "/") -> dict[str, Any]:
-    """Everything that preflight needs to know of a node. ``run_ip`` runs iproute2's ``ip`` and returns its output."""
+def read_record(path: str) -> dict[str, Any]:
+    """The record of the last proof of the network, or nothing."""
+    try:
+        record = json.loads(read_text(path) or "{}")
+    except ValueError:
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def host_name() -> str:
+    """This node's name. The kernel takes any bytes; what is no text shows as such."""
+    return os.fsencode(socket.gethostname()).decode("utf-8", "replace")
+
+
+def read_node(
+    run_ip: RunIp,
+    run: Run,
+    netifaces: Any,
+    user: str,
+    shared_dir: str,
+    venv: str = "/opt/metalray/venv",
+    root: str = "/",
+) -> dict[str, Any]:
+    """Everything that preflight needs to know of a node.
+
+    ``run_ip`` runs iproute2's ``ip`` and returns its output, ``run`` any command (see ``_fabric``). ``netifaces`` is that
+    module, or None where it is not there.
+    """
     routes = json.loads(run_ip(["-j", "route"]) or "[]") + json.loads(run_ip(["-6", "-j", "route"]) or "[]")
-    candidates = find_candidates(read_links(root), json.loads(run_ip(["-j", "address"]) or "[]"), routes)
+    devices = [] if netifaces else json.loads(run_ip(["-j", "address"]) or "[]")
+    addresses = read_addresses(netifaces, read_text(root + IF_INET6), devices)
+    candidates = find_candidates(read_links(root), addresses, routes)
+    owner = account(user)
     return {
         "os": parse_os_release(read_text(os.path.join(root, "etc/os-release"))),
         "architecture": platform.machine(),
         "kernel": platform.release(),
         "python": platform.python_version(),
         "systemd": os.path.isdir(os.path.join(root, "run/systemd/system")),
-        "hostname": socket.gethostname(),
+        "hostname": host_name(),
         "machine_id": read_text(os.path.join(root, "etc/machine-id")).strip(),
         "cpus": len(os.sched_getaffinity(0)),
         "memory_bytes": parse_meminfo(read_text(os.path.join(root, "proc/meminfo"))),
         "gpus": count_gpus(root),
         "hard_limits": parse_limits(read_text(os.path.join(root, "proc/1/limits"))),
         "can_raise_limits": can_raise_limits(read_text(os.path.join(root, "proc/1/status"))),
-        "user": account(user),
+        "user": owner,
         "user_wanted": user,
         "shared_dir": {
             "exists": os.path.isdir(shared_dir),
@@ -135,4 +169,12 @@ def read_node(run_ip: RunIp, user: str, shared_dir: str, root: str = "/") -> dic
         "free_bytes": {path: free_bytes(path) for path in ("/", "/opt", "/var")},
         "candidates": [candidate.to_dict() for candidate in candidates],
         "networks": routed_networks(routes),
+        "boot_id": read_text(os.path.join(root, "proc/sys/kernel/random/boot_id")).strip(),
+        "environment_path": os.path.realpath(venv) if os.path.isdir(venv) else "",
+        "network_proof": read_record(os.path.join(root, PROOF_RECORD)),
+        "fabric": {
+            **read_fabric(root, run, venv),
+            "environment": read_environment_files(root, owner["home"] if owner else ""),
+            "netifaces": netifaces is not None,
+        },
     }

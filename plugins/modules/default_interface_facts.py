@@ -12,6 +12,8 @@ description:
   - Finds the interface, address, prefix, MTU and speed by which this node reaches the other nodes of its cluster.
   - With O(peers) the kernel's own routing answer for each of them decides, and one answer must hold for all. The default
     route, which often leads to a public network, decides nothing then.
+  - The route to each peer is read twice, first and last. Where the answers differ the module fails, since a route that comes
+    and goes breaks every job.
   - Without peers the likeliest interface is reported, a real device on a private network that does not carry the default
     route being preferred.
   - Loopback, bridges without a real device below them, C(veth) ends of containers, tunnels and overlays are never chosen.
@@ -65,7 +67,7 @@ ansible_facts:
       description: What carries cluster traffic on this node.
       type: dict
       sample: {interface: enp27s0f0np0, address: 10.15.22.33, prefix: 24, network: 10.15.22.0/24, mtu: 1500,
-        speed_mbps: 100000, physical: true, default_route: false, version: 4}
+        speed_mbps: 100000, physical: true, default_route: false, first: true, version: 4}
 unreached:
   description: Peers that did not answer on O(connect_port), each with the reason.
   returned: success
@@ -81,15 +83,20 @@ from concurrent.futures import ThreadPoolExecutor
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ..module_utils._addresses import IF_INET6, find_netifaces, read_addresses
 from ..module_utils._interfaces import (
     InterfaceError,
     check_routes,
+    check_steady,
     choose,
     describe,
     find_candidates,
     narrow,
+    parse_routes,
     read_links,
+    route_batch,
 )
+from ..module_utils._node import read_text
 
 
 def try_connect(address: str, port: int, timeout: float) -> str | None:
@@ -120,24 +127,37 @@ def main() -> None:
     ip = module.get_bin_path("ip", required=True, opt_dirs=["/usr/sbin", "/sbin"])
 
     def ask(*arguments: str) -> list[dict]:
-        rc, out, err = module.run_command([ip, "-j", *arguments])
+        rc, out, err = module.run_command([ip, "-j", *arguments], environ_update={"LC_ALL": "C"})
         if rc != 0:
             module.fail_json(msg=f"'ip {' '.join(arguments)}' failed: {err.strip() or errno.errorcode.get(rc, rc)}")
         return json.loads(out or "[]")
 
-    for peer in module.params["peers"]:
+    def ask_ways() -> dict[str, dict]:
+        """One process for all peers. Its status says nothing that its answers and errors do not."""
+        command = [ip, "-j", "-force", "-batch", "-"]
+        _rc, out, err = module.run_command(command, data=route_batch(peers), environ_update={"LC_ALL": "C"})
+        return parse_routes(peers, out, err)
+
+    peers = module.params["peers"]
+    for peer in peers:
         try:
             ipaddress.ip_address(peer)
         except ValueError:
             module.fail_json(msg=f"peers must be IP addresses, '{peer}' is not one")
 
-    routes = ask("route") + ask("-6", "route")
-    have = find_candidates(read_links(), ask("address"), routes)
+    problems: list[str] = []
+    netifaces = find_netifaces()
+    links = read_links(problems=problems)
+    addresses = read_addresses(netifaces, read_text(IF_INET6), [] if netifaces else ask("address"))
+    have = find_candidates(links, addresses, ask("route") + ask("-6", "route"))
+    for problem in problems:
+        module.warn(problem)
+    ways: dict[str, dict] = {}
     try:
         candidates = narrow(have, wanted, module.params["cidr"])
-        if module.params["peers"]:
-            answers = {peer: ask("route", "get", peer)[0] for peer in module.params["peers"]}
-            device, source = check_routes(answers, wanted)
+        if peers:
+            ways = ask_ways()
+            device, source = check_routes(ways, wanted)
             candidates = [c for c in candidates if c.interface == device and c.address == source]
             if not candidates:
                 raise InterfaceError(
@@ -145,14 +165,14 @@ def main() -> None:
                 )
         picked, _network = choose({"this node": candidates}, "this node")
     except InterfaceError as error:
-        module.fail_json(msg=str(error))
+        module.fail_json(msg=" ".join([str(error), *problems]))
 
     unreached = {}
-    if module.params["connect_port"] and module.params["peers"]:
+    if module.params["connect_port"] and peers:
         with ThreadPoolExecutor(max_workers=64) as pool:
             tries = {
                 peer: pool.submit(try_connect, peer, module.params["connect_port"], module.params["connect_timeout"])
-                for peer in module.params["peers"]
+                for peer in peers
             }
             unreached = {peer: reason for peer, attempt in tries.items() if (reason := attempt.result())}
 
@@ -161,6 +181,12 @@ def main() -> None:
             f"no answer from {peer} on port {module.params['connect_port']} by {device}: {reason}. Unless a later stage opens that "
             "peer's firewall, the cluster cannot work over this network; name another one in cluster_cidr"
         )
+
+    if peers:
+        try:
+            check_steady(ways, ask_ways())
+        except InterfaceError as error:
+            module.fail_json(msg=str(error))
 
     chosen = picked["this node"]
     facts = {**chosen.to_dict(), "network": chosen.network, "version": chosen.version}

@@ -3,20 +3,29 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 from __future__ import annotations
 
+import json
+import re
+import shutil
+import time
 from pathlib import Path
 
 import pytest
+from ansible_collections.metalray.cluster.plugins.module_utils._addresses import read_addresses
 from ansible_collections.metalray.cluster.plugins.module_utils._interfaces import (
     Candidate,
     InterfaceError,
     check_routes,
+    check_steady,
     choose,
     default_route_devices,
     find_candidates,
     narrow,
+    parse_routes,
     read_links,
+    route_batch,
     routed_networks,
 )
+from namespaces import Namespace, needs_namespaces
 
 
 class Host:
@@ -68,7 +77,7 @@ class Host:
         return self
 
     def candidates(self):
-        return find_candidates(read_links(str(self.root)), self.addresses, self.routes)
+        return find_candidates(read_links(str(self.root)), read_addresses(None, "", self.addresses), self.routes)
 
     def names(self):
         return [c.interface for c in self.candidates()]
@@ -243,6 +252,181 @@ def test_networks_that_a_pool_must_keep_clear_of():
         {"type": "unreachable", "dst": "not-a-network", "dev": "lo"},
     ]
     assert routed_networks(routes) == ["10.15.22.0/24", "192.168.7.9/32", "2001:db8::/64"]
+
+
+def test_a_candidate_from_an_older_run_has_no_word_on_being_first():
+    have = candidate("eno1", "10.0.0.1", first=False)
+    assert Candidate.from_dict(have.to_dict()) == have
+    older = {name: value for name, value in have.to_dict().items() if name != "first"}
+    assert Candidate.from_dict(older).first
+
+
+def test_names_with_dots_and_of_the_greatest_length_and_links_in_a_circle(host):
+    host.add("enp27s0f0np0.10", "10.0.0.5/24", device=False, lower=["enp27s0f0np0"])
+    host.add("enp27s0f0np0", speed=100000)
+    host.add("a", "10.1.0.5/24", device=False, lower=["b"]).add("b", device=False, lower=["a"])
+    found = {c.interface: (c.physical, c.speed_mbps) for c in host.candidates()}
+    assert found == {"enp27s0f0np0.10": (True, 100000), "a": (False, None)}
+
+
+@pytest.mark.parametrize(
+    ("name", "text"), [("mtu", ""), ("mtu", "0"), ("type", "x"), ("carrier", ""), ("operstate", "")]
+)
+def test_an_interface_with_a_file_that_cannot_be_is_no_candidate(host, name, text):
+    host.add("eno1", "10.0.0.5/24").add("eno2", "10.1.0.5/24")
+    (host.root / "sys/class/net/eno1" / name).write_text(text)
+    assert host.names() == ["eno2"]
+
+
+def test_a_file_that_cannot_be_read_is_no_candidate_either(host):
+    host.add("eno1", "10.0.0.5/24", speed=1000)
+    for name in ("speed", "carrier"):
+        path = host.root / "sys/class/net/eno1" / name
+        path.unlink()
+        path.mkdir()
+        assert host.candidates() == ([] if name == "carrier" else [candidate("eno1", "10.0.0.5")])
+
+
+def answer(peer, dev="fab0", source="10.0.0.1", **more):
+    return json.dumps([{**more, "dst": peer, "dev": dev, "prefsrc": source, "flags": [], "uid": 0, "cache": []}])
+
+
+def test_answers_for_many_peers_are_told_apart():
+    peers = ["10.0.0.2", "10.0.0.3", "2001:DB8::0:1"]
+    assert route_batch(peers) == "route get 10.0.0.2\nroute get 10.0.0.3\nroute get 2001:DB8::0:1\n"
+    out = "\n".join([answer("10.0.0.3"), answer("2001:db8::1", source="2001:db8::5"), answer("10.0.0.2", dev="eno1")])
+    found = parse_routes(peers, out, "")
+    assert {peer: route["dev"] for peer, route in found.items()} == {
+        "10.0.0.2": "eno1",
+        "10.0.0.3": "fab0",
+        "2001:DB8::0:1": "fab0",
+    }
+
+
+def test_no_answer_names_the_command_the_peer_and_the_reason():
+    err = "RTNETLINK answers: Network is unreachable\nCommand failed -:2\n"
+    with pytest.raises(
+        InterfaceError, match=r"no route to a peer: 'ip route get 10.9.9.9' failed: RTNETLINK .* unreachable\. "
+    ):
+        parse_routes(["10.0.0.2", "10.9.9.9"], answer("10.0.0.2"), err)
+    with pytest.raises(InterfaceError, match=r"get 10.9.9.9' failed: no answer"):
+        parse_routes(["10.9.9.9"], "", "")
+    with pytest.raises(InterfaceError, match=r"'ip route get 10\.9\.9\.2' .* \(and 7 more\)"):
+        parse_routes([f"10.9.9.{n}" for n in range(10)], "", "")
+    with pytest.raises(InterfaceError, match=r"'ip -j route get' answered '\[{\"dst\"', which is no JSON"):
+        parse_routes(["10.0.0.2"], '[{"dst"', "")
+    with pytest.raises(InterfaceError, match=r"10\.0\.0\.1 is an address of this node"):
+        parse_routes(["10.0.0.1"], answer("10.0.0.1", dev="lo", type="local"), "")
+
+
+def test_a_route_that_changes_between_two_looks():
+    before, now = ({"10.0.0.2": {"dev": dev, "prefsrc": "10.0.0.1", "cache": [dev]}} for dev in ("fab0", "eno1"))
+    check_steady(before, {"10.0.0.2": {**before["10.0.0.2"], "cache": []}})
+    with pytest.raises(InterfaceError, match=r"10.0.0.2 changed .* by fab0 \(from 10.0.0.1\), then by eno1 \(from 10"):
+        check_steady(before, now)
+
+
+# On a real kernel, in a namespace
+
+
+@pytest.fixture
+def node(tmp_path):
+    node = Namespace(tmp_path / "bin")
+    yield node
+    node.remove()
+
+
+def default_interface(node, *peers, **options):
+    result = node.module("default_interface_facts", peers=list(peers), **options)
+    assert "ansible_facts" in result, result
+    return result["ansible_facts"]["default_interface"]
+
+
+def wrap_ip(node, before=""):
+    """An ip in front of the real one that writes down its calls, and runs ``before`` at the second batch."""
+    node.tools.mkdir()
+    script = node.tools / "ip"
+    script.write_text(
+        f'#!/bin/sh\necho "$*" >> {node.tools}/calls\n'
+        f'[ "$(grep -c batch {node.tools}/calls)" != 2 ] || {{ {before or ":"}; }}\nexec {shutil.which("ip")} "$@"\n'
+    )
+    script.chmod(0o755)
+
+
+@needs_namespaces
+def test_rules_metrics_and_two_default_routes_on_a_real_kernel(node):
+    node.pair("eno1", "far1", "10.1.0.1/24", "2001:db8:1::1/64")
+    node.pair("fab0", "far2", "10.2.0.1/24")
+    node.batch(
+        "route add default via 10.1.0.254 dev eno1 metric 200",
+        "route add default via 10.2.0.254 dev fab0 metric 100",
+        "route add 10.9.0.0/24 via 10.1.0.254 dev eno1",
+        # The main table says eno1 for this one; the rule has the last word.
+        "route add 10.9.0.0/24 via 10.2.0.254 dev fab0 table 100",
+        "rule add to 10.9.0.128/25 lookup 100",
+    )
+    both = default_interface(node, "203.0.113.5")
+    assert (both["interface"], both["address"], both["default_route"]) == ("fab0", "10.2.0.1", True)
+    assert default_interface(node, "10.9.0.5")["interface"] == "eno1"
+    assert default_interface(node, "10.9.0.200", "10.2.0.7")["interface"] == "fab0"
+    assert default_interface(node, "2001:db8:1::9")["address"] == "2001:db8:1::1"
+    assert (
+        "different interfaces: eno1" in node.module("default_interface_facts", peers=["10.9.0.5", "10.9.0.200"])["msg"]
+    )
+    wrong = node.module("default_interface_facts", peers=["10.9.0.200"], interface="eno1")
+    assert "reaches 10.9.0.200 by fab0 (from 10.2.0.1), not by eno1" in wrong["msg"]
+
+
+@needs_namespaces
+def test_no_route_and_an_address_of_its_own_on_a_real_kernel(node):
+    node.pair("fab0", "far0", "10.2.0.1/24")
+    node.batch("rule add to 10.2.0.9 unreachable")
+    for peer, reason in (
+        ("192.0.2.9", "Network is unreachable"),
+        ("10.2.0.9", "No route to host|Network is unreachable"),
+    ):
+        refused = node.module("default_interface_facts", peers=["10.2.0.2", peer])
+        pattern = rf"no route to a peer: 'ip route get {re.escape(peer)}' failed: RTNETLINK answers: ({reason})\. Bring"
+        assert refused["failed"] and re.search(pattern, refused["msg"])
+    assert "10.2.0.1 is an address of this node" in node.module("default_interface_facts", peers=["10.2.0.1"])["msg"]
+
+
+@needs_namespaces
+def test_a_docker_bridge_that_sorts_first_and_an_address_that_is_not_the_first(node):
+    node.pair("fab0", "veth0", "10.2.0.1/24", "10.3.0.1/24")
+    node.batch("link add docker0 type bridge", "addr add 10.0.0.1/16 dev docker0", "link set veth0 master docker0",
+               "link set docker0 up")  # fmt: skip
+    assert default_interface(node)["interface"] == "fab0"
+    assert [default_interface(node, peer)["first"] for peer in ("10.2.0.5", "10.3.0.5")] == [True, False]
+    assert (
+        "by docker0 (from 10.0.0.1), which cannot" in node.module("default_interface_facts", peers=["10.0.0.7"])["msg"]
+    )
+
+
+@needs_namespaces
+def test_two_hundred_peers_cost_two_processes_and_sixty_four_interfaces_are_read(node):
+    for n in range(32):
+        node.pair(f"enp{n}s0f0np0.{100 + n}"[:15], f"far{n}", f"10.{n}.0.1/16")
+    wrap_ip(node)
+    start = time.monotonic()
+    found = default_interface(node, *(f"10.31.{n // 250}.{n % 250 + 2}" for n in range(200)))
+    assert (found["interface"], found["address"]) == ("enp31s0f0np0.13", "10.31.0.1")
+    calls = (node.tools / "calls").read_text().splitlines()
+    assert [call for call in calls if "batch" in call] == ["-j -force -batch -"] * 2 and len(calls) <= 5
+    assert time.monotonic() - start < 10
+    facts = node.module("node_facts")["ansible_facts"]["metalray_node"]
+    assert len(facts["fabric"]["interfaces"]) == 65 and len(facts["candidates"]) == 32
+
+
+@needs_namespaces
+def test_a_route_that_flaps_while_the_module_looks(node):
+    node.pair("eno1", "far1", "10.1.0.1/24")
+    node.pair("fab0", "far2", "10.2.0.1/24")
+    node.batch("route add 10.9.0.0/24 via 10.1.0.254 dev eno1")
+    wrap_ip(node, before=f"{shutil.which('ip')} route replace 10.9.0.0/24 via 10.2.0.254 dev fab0")
+    refused = node.module("default_interface_facts", peers=["10.9.0.5"])
+    assert "the route to 10.9.0.5 changed" in refused["msg"]
+    assert "first by eno1 (from 10.1.0.1), then by fab0 (from 10.2.0.1)" in refused["msg"]
 
 
 def test_this_machine_s_own_network_is_read(run_module):
