@@ -5,39 +5,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
-import yaml
-from ansible.errors import AnsibleError
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
-from ..module_utils._plan import Settings, make_plan
+from ..module_utils._plan import make_plan
+from ..plugin_utils._settings import read_settings, read_specs
 
-_ROLES = Path(__file__).resolve().parents[2] / "roles"
 _display = Display()
-
-
-def read_specs(roles: Path) -> dict[str, dict[str, Any]]:
-    """Every variable of every role, from the roles' argument specs."""
-    specs: dict[str, dict[str, Any]] = {}
-    for path in sorted(roles.glob("*/meta/argument_specs.yml")):
-        for entry_point in yaml.safe_load(path.read_text(encoding="utf-8"))["argument_specs"].values():
-            specs.update(entry_point.get("options") or {})
-    return specs
-
-
-def read_settings(hostvars: Any, specs: dict[str, dict[str, Any]]) -> Settings:
-    """A host's values of the known variables; one whose expression fails is kept with its reason."""
-    values, unusable = {}, {}
-    for name in specs:
-        try:
-            if name in hostvars:
-                values[name] = hostvars[name]
-        except AnsibleError as error:
-            unusable[name] = str(error).splitlines()[0]
-    return Settings(values, unusable, sorted(set(map(str, hostvars)) - set(specs)))
 
 
 class ActionModule(ActionBase):
@@ -51,7 +27,7 @@ class ActionModule(ActionBase):
         _validation, arguments = self.validate_argument_spec({"fact": {"type": "str", "default": "cluster_plan"}})
         task_vars = task_vars or {}
         hostvars, groups = task_vars["hostvars"], task_vars["groups"]
-        specs = read_specs(_ROLES)
+        specs = read_specs()
         hosts = list(dict.fromkeys([*groups.get("head", []), *groups.get("workers", []), *groups.get("cluster", [])]))
         settings = {host: read_settings(hostvars[host], specs) for host in hosts}
         nodes = {

@@ -10,9 +10,14 @@ from typing import Any
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
-from ..module_utils._summary import render, tunnel
+from ..module_utils._summary import describe_proof, render, tunnel
 
 _display = Display()
+
+
+def last_proof(facts: Any) -> dict[str, Any]:
+    """Of this run, or the one that preflight found on the node."""
+    return facts.get("network_proof") or facts["metalray_node"]["network_proof"] or {}
 
 
 class ActionModule(ActionBase):
@@ -31,7 +36,8 @@ class ActionModule(ActionBase):
             }
         )
         hostvars = (task_vars or {})["hostvars"]
-        plan = (task_vars or {})["ansible_facts"]["cluster_plan"]
+        facts = (task_vars or {})["ansible_facts"]
+        plan = facts["cluster_plan"]
         versions = {name: hostvars[name].get("ansible_facts", {}).get("package_versions", {}) for name in plan["nodes"]}
         head = hostvars[plan["head"]]
         port = arguments["dashboard_port"]
@@ -42,6 +48,7 @@ class ActionModule(ActionBase):
             head.get("ansible_ssh_private_key_file"),
             port,
         )
-        text = render(plan, arguments["cluster"], versions, arguments["training"], command, port)
+        network = describe_proof(last_proof(head["ansible_facts"]), facts["network_plan"]["fingerprint"])
+        text = render(plan, arguments["cluster"], versions, arguments["training"], network, command, port)
         _display.display("\n" + text + "\n")
         return {**result, "changed": False, "summary": text.splitlines()}

@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, The metalray contributors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""The environment of one node, decided and rendered.
+"""The two files that hold a node's environment, and the user's own variables on top of what was decided.
 
 Internal to metalray.cluster: not a public interface.
 
@@ -11,51 +11,61 @@ vLLM and others copy the driver's ``NCCL_*`` to every worker and the environment
 
 from __future__ import annotations
 
-import ipaddress
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from ._env_files import is_secret
 
 BEGIN = "# BEGIN metalray.cluster"
 END = "# END metalray.cluster"
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
-_SECRET = re.compile(r"(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIAL)S?$", re.IGNORECASE)
 
 
 class EnvError(Exception):
     """A value cannot be rendered; the text names it."""
 
 
-def decide(interface: str, address: str) -> tuple[dict[str, str], dict[str, str]]:
-    """The process environment and NCCL's own settings for a node whose cluster traffic leaves by ``interface``.
+def check_variable(name: str, value: str) -> None:
+    """Raises EnvError for what is not a name, spans lines, or looks like a secret: both files are world-readable."""
+    if not _NAME.fullmatch(name):
+        raise EnvError(f"'{name}' is not a name of an environment variable (letters, digits and '_')")
+    if "\n" in value:
+        raise EnvError(f"the value of {name} spans lines; one line is allowed")
+    if is_secret(name):
+        raise EnvError(
+            f"{name} looks like a secret, and cluster.env is world-readable. Put it into /etc/metalray/secrets.env"
+        )
 
-    Gloo takes exact names. NCCL takes prefixes (``eth1`` would also match ``eth10``) unless the list starts with ``=``.
-    """
-    process = {"GLOO_SOCKET_IFNAME": interface, "VLLM_HOST_IP": address}
-    family = "AF_INET6" if ipaddress.ip_address(address).version == 6 else "AF_INET"
-    nccl = {"NCCL_SOCKET_IFNAME": f"={interface}", "NCCL_SOCKET_FAMILY": family}
-    return process, nccl
+
+def split(variables: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+    """What belongs to the process environment, and what to NCCL's file."""
+    process = {name: value for name, value in variables.items() if not name.startswith("NCCL_")}
+    return process, {name: value for name, value in variables.items() if name not in process}
 
 
 def with_extra(
-    process: Mapping[str, str], nccl: Mapping[str, str], extra: Mapping[str, str]
+    process: Mapping[str, str], nccl: Mapping[str, str], extra: Mapping[str, Any]
 ) -> tuple[dict[str, str], dict[str, str]]:
-    """The user's own variables on top: ``NCCL_*`` to NCCL's file, everything else to the process environment.
+    """The user's own variables on top; null takes one away. Raises EnvError as ``check_variable`` does."""
+    given = {name: str(value) for name, value in extra.items() if value is not None}
+    for name, value in given.items():
+        check_variable(name, value)
+    more_process, more_nccl = split(given)
+    dropped = set(extra) - set(given)
+    return (
+        {name: value for name, value in {**process, **more_process}.items() if name not in dropped},
+        {name: value for name, value in {**nccl, **more_nccl}.items() if name not in dropped},
+    )
 
-    Raises EnvError for what is not a name, spans lines, or looks like a secret: both files are world-readable.
-    """
-    merged_process, merged_nccl = dict(process), dict(nccl)
-    for name, value in extra.items():
-        if not _NAME.fullmatch(name):
-            raise EnvError(f"'{name}' is not a name of an environment variable (letters, digits and '_')")
-        if "\n" in value:
-            raise EnvError(f"the value of {name} spans lines; one line is allowed")
-        if _SECRET.search(name):
-            raise EnvError(
-                f"{name} looks like a secret, and cluster.env is world-readable. Put it into /etc/metalray/secrets.env"
-            )
-        (merged_nccl if name.startswith("NCCL_") else merged_process)[name] = value
-    return merged_process, merged_nccl
+
+def absent_ports(setting: str, ports: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Ports of an exact NCCL_IB_HCA (``=device:port,...``) that are not active on the node; ``ports`` as in ``node_facts``."""
+    if not setting.startswith("="):
+        return []
+    active = {name for port in ports if port["active"] for name in (port["device"], f"{port['device']}:{port['port']}")}
+    return [name for name in setting[1:].split(",") if ":".join(name.split(":")[:2]) not in active]
 
 
 def _quoted(value: str) -> str:
@@ -75,8 +85,11 @@ def render_environment(process: Mapping[str, str]) -> str:
 def render_nccl(nccl: Mapping[str, str], existing: str) -> str:
     """/etc/nccl.conf with our block first, since NCCL keeps the first value it reads, and everybody else's lines after it.
 
-    NCCL takes each line literally: no quotes, no blanks around '=', comments in column 0 only.
+    NCCL takes each line literally: no quotes, no blanks around '=', comments in column 0 only. Without a setting there is no
+    block.
     """
     others = re.sub(rf"{BEGIN}\n.*?{END}\n?", "", existing, flags=re.DOTALL)
+    if not nccl:
+        return others
     lines = [f"{name}={value}" for name, value in nccl.items()]
     return "\n".join([BEGIN, *lines, END, ""]) + others

@@ -20,7 +20,7 @@ from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 
 from ._docker import DockerError, check_pools, taken_by_reservation
 from ._firewall import FirewallError, closed_ports, parse_networks
-from ._interfaces import Candidate, InterfaceError, choose, narrow
+from ._interfaces import LOOPBACK, Candidate, InterfaceError, choose, narrow
 
 SUPPORTED = {"debian": {"12", "13"}, "ubuntu": {"22.04", "24.04"}}
 _OLDEST_PYTHON = (3, 9)
@@ -260,6 +260,8 @@ def plan_addresses(
             )
     if problems:
         return {}, "", problems
+    if candidates == {head: []}:
+        return {head: LOOPBACK}, LOOPBACK.network, []
     try:
         picked, network = choose(candidates, head)
     except InterfaceError as error:

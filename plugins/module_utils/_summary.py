@@ -15,13 +15,13 @@ from typing import Any
 _HEADINGS = ("node", "part", "address", "interface", "link", "CPUs", "GPUs", "python", "ray", "torch", "state")
 
 
-def _table(rows: Sequence[Sequence[str]]) -> list[str]:
+def table(rows: Sequence[Sequence[str]]) -> list[str]:
     widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
     return [lines[0], "  ".join("-" * width for width in widths), *lines[1:]]
 
 
-def _link(speed_mbps: int | None, mtu: int) -> str:
+def link(speed_mbps: int | None, mtu: int) -> str:
     speed = f"{speed_mbps / 1000:g} Gb/s" if speed_mbps else "speed unknown"
     return f"{speed}, MTU {mtu}"
 
@@ -46,7 +46,7 @@ def node_rows(
                 "head" if name == plan["head"] else "worker",
                 node["address"],
                 node["interface"],
-                _link(node["speed_mbps"], node["mtu"]),
+                link(node["speed_mbps"], node["mtu"]),
                 _count(seen, "CPU", node["cpus"]),
                 _count(seen, "GPU", node["gpus"]),
                 versions.get(name, {}).get("python", "-"),
@@ -80,6 +80,14 @@ def describe_training(training: Mapping[str, Any] | None) -> list[str]:
     return lines
 
 
+def describe_proof(record: Mapping[str, Any], fingerprint: str) -> str:
+    """The last proof of the network in one line; ``record`` is what a node keeps of it."""
+    if not record:
+        return "Network: not proved yet, --tags network_env does"
+    stale = "; something has changed since, --tags network_env proves it again"
+    return f"Network: {record['text']} ({record['when']}{'' if record['fingerprint'] == fingerprint else stale})"
+
+
 def tunnel(host: str, user: str | None, port: int | None, key: str | None, dashboard_port: int) -> str:
     """The command that brings the dashboard, which listens on the head's loopback interface only, to this machine."""
     command = ["ssh", "-N", "-L", f"{dashboard_port}:127.0.0.1:{dashboard_port}"]
@@ -95,6 +103,7 @@ def render(
     cluster: Mapping[str, Any],
     versions: Mapping[str, Mapping[str, Any]],
     training: Mapping[str, Any] | None,
+    network: str,
     tunnel_command: str,
     dashboard_port: int,
 ) -> str:
@@ -107,12 +116,13 @@ def render(
         missing = (
             f"Ray: does not answer on {plan['head']}, the head; --tags ray starts it. {place[0].upper()}{place[1:]}"
         )
-        return "\n".join([*_table([_HEADINGS, *rows]), "", missing])
+        return "\n".join([*table([_HEADINGS, *rows]), "", missing, network])
     return "\n".join(
         [
-            *_table([_HEADINGS, *rows]),
+            *table([_HEADINGS, *rows]),
             "",
             f"Ray: {alive} of {len(rows)} nodes alive, {total.get('CPU', 0):g} CPUs, {total.get('GPU', 0):g} GPUs, {place}",
+            network,
             *describe_training(training),
             "",
             f"Dashboard: http://localhost:{dashboard_port} after",

@@ -6,13 +6,13 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: nccl_env
-short_description: The network environment of NCCL, Gloo and vLLM on a node
+short_description: Write the network environment of NCCL, Gloo and vLLM on a node
 version_added: 0.1.0
 description:
   - Writes C(/etc/metalray/cluster.env), the environment of every Ray process and login on this node, and C(/etc/nccl.conf),
-    NCCL's own file, so that both use the interface that leads to the other nodes.
-  - The two libraries read names differently. Gloo takes an exact name, NCCL a prefix unless it starts with C(=).
-  - Lines that others wrote into C(/etc/nccl.conf) stay.
+    NCCL's own file in its literal syntax, as M(metalray.cluster.network_plan) has decided them.
+  - Before that it makes sure that what was decided still holds on the node, the interface, its address, and the RDMA ports.
+  - Lines that others wrote into C(/etc/nccl.conf) stay, after those of the module, since NCCL keeps the first value it reads.
 author:
   - The metalray contributors (@metalray)
 attributes:
@@ -34,10 +34,14 @@ options:
     description: The node's address inside the cluster.
     type: str
     required: true
-  extra:
+  environment:
     description:
-      - Variables of your own. Names that start with C(NCCL_) go to NCCL's file, all others to the environment.
-      - They win over what the module decides. Secrets are refused, both files are world-readable.
+      - The variables of the environment file. Those that start with C(NCCL_) belong into O(nccl), since launchers copy such
+        variables to nodes on which they are wrong. Secrets are refused, the file is world-readable.
+    type: dict
+    required: true
+  nccl:
+    description: The variables of NCCL's file. Without any the module takes its own lines out of the file.
     type: dict
     default: {}
   environment_path:
@@ -60,21 +64,16 @@ EXAMPLES = r"""
   metalray.cluster.nccl_env:
     interface: enp27s0f0np0
     address: 10.15.22.33
-    extra:
-      NCCL_DEBUG: WARN
+    environment:
+      GLOO_SOCKET_IFNAME: enp27s0f0np0
+      VLLM_HOST_IP: 10.15.22.33
+    nccl:
+      NCCL_SOCKET_IFNAME: =enp27s0f0np0
+      NCCL_SOCKET_FAMILY: AF_INET
+      NCCL_NET: Socket
 """
 
 RETURN = r"""
-environment:
-  description: The variables in the environment file.
-  returned: success
-  type: dict
-  sample: {GLOO_SOCKET_IFNAME: enp27s0f0np0, VLLM_HOST_IP: 10.15.22.33}
-nccl:
-  description: The variables in NCCL's file.
-  returned: success
-  type: dict
-  sample: {NCCL_SOCKET_FAMILY: AF_INET, NCCL_SOCKET_IFNAME: =enp27s0f0np0}
 paths:
   description: The paths that changed, or would change in check mode.
   returned: success
@@ -86,8 +85,9 @@ import json
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ..module_utils._fabric import read_rdma
 from ..module_utils._files import FilesError, Wanted, apply_files, as_result
-from ..module_utils._nccl_env import EnvError, decide, render_environment, render_nccl, with_extra
+from ..module_utils._nccl_env import EnvError, absent_ports, check_variable, render_environment, render_nccl
 from ..module_utils._node import read_text
 
 _PROFILE = """\
@@ -105,7 +105,8 @@ def main() -> None:
         argument_spec={
             "interface": {"type": "str", "required": True},
             "address": {"type": "str", "required": True},
-            "extra": {"type": "dict", "default": {}},
+            "environment": {"type": "dict", "required": True},
+            "nccl": {"type": "dict", "default": {}},
             "environment_path": {"type": "path", "default": "/etc/metalray/cluster.env"},
             "nccl_path": {"type": "path", "default": "/etc/nccl.conf"},
             "profile_path": {"type": "path", "default": "/etc/profile.d/metalray.sh"},
@@ -123,20 +124,29 @@ def main() -> None:
             + (f"carries {', '.join(filter(None, have)) or 'no address'}" if rc == 0 else "does not exist")
             + ". Run preflight, which finds the right one"
         )
+    process = {name: str(value) for name, value in options["environment"].items()}
+    nccl = {name: str(value) for name, value in options["nccl"].items()}
+    gone = absent_ports(nccl.get("NCCL_IB_HCA", ""), read_rdma("/"))
+    if gone:
+        module.fail_json(
+            msg=f"NCCL_IB_HCA names {', '.join(gone)}, and there is no such active RDMA port on this node. Bring it up (ibstat, "
+            "rdma link), and run preflight, which looks again"
+        )
     try:
-        process, nccl = decide(options["interface"], options["address"])
-        process, nccl = with_extra(process, nccl, {name: str(value) for name, value in options["extra"].items()})
+        for name, value in (*process.items(), *nccl.items()):
+            check_variable(name, value)
+        conf = render_nccl(nccl, read_text(options["nccl_path"]))
         applied = apply_files(
             module,
             [
                 Wanted(options["environment_path"], render_environment(process)),
-                Wanted(options["nccl_path"], render_nccl(nccl, read_text(options["nccl_path"]))),
+                Wanted(options["nccl_path"], conf, state="file" if conf else "absent"),
                 Wanted(options["profile_path"], _PROFILE.format(path=options["environment_path"])),
             ],
         )
     except (EnvError, FilesError) as error:
         module.fail_json(msg=str(error))
-    module.exit_json(**as_result(applied), environment=process, nccl=nccl)
+    module.exit_json(**as_result(applied))
 
 
 if __name__ == "__main__":

@@ -11,13 +11,13 @@ import sys
 from pathlib import Path
 
 import pytest
-from ansible_collections.metalray.cluster.plugins.action.cluster_plan import read_specs
 from ansible_collections.metalray.cluster.plugins.module_utils._plan import (
     Settings,
     check_groups,
     check_variables,
     suggest_names,
 )
+from ansible_collections.metalray.cluster.plugins.plugin_utils._settings import read_specs
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -9,23 +9,11 @@ import subprocess
 import pytest
 from ansible_collections.metalray.cluster.plugins.module_utils._nccl_env import (
     EnvError,
-    decide,
+    absent_ports,
     render_environment,
     render_nccl,
     with_extra,
 )
-
-
-def test_gloo_gets_the_exact_name_and_nccl_an_exact_match():
-    process, nccl = decide("enp27s0f0np0", "10.0.0.1")
-    assert process == {"GLOO_SOCKET_IFNAME": "enp27s0f0np0", "VLLM_HOST_IP": "10.0.0.1"}
-    assert nccl == {"NCCL_SOCKET_IFNAME": "=enp27s0f0np0", "NCCL_SOCKET_FAMILY": "AF_INET"}
-    assert decide("ib0", "2001:db8::1")[1]["NCCL_SOCKET_FAMILY"] == "AF_INET6"
-
-
-def test_nothing_that_switches_nvlink_or_shared_memory_off():
-    process, nccl = decide("eth0", "10.0.0.1")
-    assert not {"NCCL_P2P_DISABLE", "NCCL_SHM_DISABLE", "NCCL_ASYNC_ERROR_HANDLING"} & {*process, *nccl}
 
 
 def test_nccl_s_file_is_literal_and_keeps_other_people_s_lines():
@@ -36,11 +24,33 @@ def test_nccl_s_file_is_literal_and_keeps_other_people_s_lines():
     assert first.index("NCCL_SOCKET_IFNAME") < first.index("NCCL_DEBUG")
     assert render_nccl({"NCCL_SOCKET_IFNAME": "=eth0"}, first) == first
     assert "eth0" not in render_nccl({"NCCL_SOCKET_IFNAME": "=eth1"}, first)
+    # Nothing to say: no block, and no file where nobody else has lines in it.
+    assert render_nccl({}, first) == "NCCL_DEBUG=INFO\n# mine\n"
+    assert render_nccl({}, render_nccl({"NCCL_SOCKET_IFNAME": "=eth0"}, "")) == ""
 
 
 def test_extra_variables_go_to_the_file_that_reads_them_and_win():
     process, nccl = with_extra({"A": "1"}, {"NCCL_X": "1"}, {"NCCL_X": "2", "A": "3", "TORCH_Y": "4"})
     assert process == {"A": "3", "TORCH_Y": "4"} and nccl == {"NCCL_X": "2"}
+
+
+def test_null_takes_a_variable_away():
+    assert with_extra({"A": "1", "B": "1"}, {"NCCL_X": "1"}, {"A": None, "NCCL_X": None}) == ({"B": "1"}, {})
+
+
+def test_a_key_that_is_no_secret():
+    assert with_extra({}, {}, {"NCCL_IB_PKEY": 1}) == ({}, {"NCCL_IB_PKEY": "1"})
+
+
+def test_ports_that_are_gone():
+    ports = [
+        {"device": "mlx5_0", "port": 1, "active": True},
+        {"device": "mlx5_1", "port": 1, "active": False},
+    ]
+    assert absent_ports("=mlx5_0:1", ports) == [] == absent_ports("=mlx5_0", ports)
+    assert absent_ports("=mlx5_0:1,mlx5_1:1,mlx5_2:1", ports) == ["mlx5_1:1", "mlx5_2:1"]
+    # A prefix, an exclusion, and no setting at all are NCCL's own business.
+    assert absent_ports("mlx5_7", ports) == absent_ports("^=mlx5_7", ports) == absent_ports("", ports) == []
 
 
 @pytest.mark.parametrize(
@@ -68,21 +78,46 @@ def test_a_shell_reads_what_was_meant(tmp_path, value):
     assert seen == value
 
 
-def test_the_module_writes_three_files_and_refuses_a_foreign_address(run_module, tmp_path):
+@pytest.fixture
+def write(run_module, tmp_path):
+    """The module on this machine's loopback device, its files in a directory of their own."""
     loopback = json.loads(
         subprocess.run(["ip", "-j", "address", "show", "dev", "lo"], capture_output=True, text=True, check=True).stdout
     )
-    address = loopback[0]["addr_info"][0]["local"]
     paths = {f"{name}_path": str(tmp_path / name) for name in ("environment", "nccl", "profile")}
-    result = run_module("nccl_env", interface="lo", address=address, extra={"NCCL_DEBUG": "WARN"}, **paths)
+    usual = {
+        "interface": "lo",
+        "address": loopback[0]["addr_info"][0]["local"],
+        "environment": {"GLOO_SOCKET_IFNAME": "lo"},
+    }
+    return lambda **options: run_module("nccl_env", **{**usual, **paths, **options})
+
+
+def test_the_module_writes_what_was_decided_once(write, tmp_path):
+    result = write(nccl={"NCCL_DEBUG": "WARN"})
     assert result["changed"] and len(result["paths"]) == 3
     assert "NCCL_DEBUG=WARN\n" in (tmp_path / "nccl").read_text()
-    assert not run_module("nccl_env", interface="lo", address=address, extra={"NCCL_DEBUG": "WARN"}, **paths)["changed"]
+    assert not write(nccl={"NCCL_DEBUG": "WARN"})["changed"]
 
     shell = f". {tmp_path}/profile; printenv GLOO_SOCKET_IFNAME"
     assert subprocess.run(["sh", "-c", shell], capture_output=True, text=True, check=True).stdout == "lo\n"
 
-    foreign = run_module("nccl_env", interface="lo", address="192.0.2.1", **paths)
-    assert foreign["failed"] and "does not carry 192.0.2.1" in foreign["msg"] and address in foreign["msg"]
-    absent = run_module("nccl_env", interface="no-such-device", address="192.0.2.1", **paths)
-    assert absent["failed"] and "does not exist" in absent["msg"]
+    # The GPUs are gone, and NCCL's file with them.
+    assert write(check=True)["changed"] and (tmp_path / "nccl").exists()
+    assert write()["changed"] and not (tmp_path / "nccl").exists()
+    assert not write()["changed"]
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"address": "192.0.2.1"}, "does not carry 192.0.2.1"),
+        ({"interface": "no-such-device"}, "does not exist"),
+        ({"nccl": {"NCCL_IB_HCA": "=mlx5_77:1"}}, "mlx5_77:1, and there is no such active RDMA port"),
+        ({"environment": {"HF_TOKEN": "x"}}, "secrets.env"),
+    ],
+)
+def test_what_no_longer_holds_on_the_node_is_refused(write, tmp_path, options, says):
+    result = write(**options)
+    assert result["failed"] and says in result["msg"]
+    assert list(tmp_path.iterdir()) == []

@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 from __future__ import annotations
 
-from ansible_collections.metalray.cluster.plugins.module_utils._summary import render, tunnel
+from ansible_collections.metalray.cluster.plugins.module_utils._summary import describe_proof, render, tunnel
 
 NODE = {"interface": "fab0", "mtu": 9000, "speed_mbps": 100000, "cpus": 64, "gpus": 8}
 PLAN = {
@@ -26,24 +26,34 @@ TRAINING = {"submission_id": "smoke-1", "status": "SUCCEEDED", "first_loss": 1.0
 
 
 def test_every_node_has_a_row_also_the_ones_that_are_not_there():
-    lines = render(PLAN, CLUSTER, VERSIONS, TRAINING, "ssh -N -L 8265:127.0.0.1:8265 ops@h", 8265).splitlines()
+    lines = render(
+        PLAN, CLUSTER, VERSIONS, TRAINING, "Network: proved", "ssh -N -L 8265:127.0.0.1:8265 ops@h", 8265
+    ).splitlines()
     assert lines[2].split()[:4] == ["a", "head", "10.0.0.1", "fab0"] and lines[2].endswith("alive")
     assert "100 Gb/s, MTU 9000" in lines[2]
     assert lines[2].split()[-6:] == ["32", "8", "3.12.9", "2.60.0", "2.13.0", "alive"]
     assert lines[3].endswith("not in Ray") and "speed unknown" in lines[3]
     assert lines[4].startswith("c ") and lines[4].endswith("no answer")
     assert "Ray: 1 of 3 nodes alive, 32 CPUs, 8 GPUs" in lines[6]
+    assert lines[7] == "Network: proved"
     assert "  loss 1 -> 0.25, 12,346 samples/s, 2 workers over gloo" in lines
     assert "  rank 0 on host-a: fab0 10.0.0.1 (8.2 MB sent)" in lines
     assert "  rank 1 on host-b: alone, no traffic" in lines
 
 
 def test_nothing_known_yet():
-    text = render({**PLAN, "missing": []}, {}, {}, {}, "ssh x", 8265)
+    text = render({**PLAN, "missing": []}, {}, {}, {}, "Network: not proved", "ssh x", 8265)
     assert "Ray: does not answer on a, the head; --tags ray starts it." in text and text.count("not in Ray") == 2
     assert "Network 10.0.0.0/24, shared directory /mnt/shared" in text
     assert "ssh x" not in text
-    assert "No job has been run." in render(PLAN, CLUSTER, {}, {"status": "ABSENT"}, "ssh x", 8265)
+    assert "No job has been run." in render(PLAN, CLUSTER, {}, {"status": "ABSENT"}, "", "ssh x", 8265)
+
+
+def test_the_last_proof_of_the_network_and_whether_it_still_holds():
+    record = {"fingerprint": "f", "text": "3 nodes reach each other", "when": "2026-01-02 03:04 UTC"}
+    assert describe_proof(record, "f") == "Network: 3 nodes reach each other (2026-01-02 03:04 UTC)"
+    assert "something has changed since" in describe_proof(record, "g")
+    assert "not proved yet" in describe_proof({}, "f")
 
 
 def test_the_tunnel_can_be_pasted():

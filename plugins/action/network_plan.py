@@ -1,0 +1,89 @@
+# Copyright: (c) 2026, The metalray contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Controller side of ``network_plan``: collects the nodes' facts and variables, and hands them to ``_network_plan``."""
+
+from __future__ import annotations
+
+import secrets
+from os.path import basename, splitext
+from typing import Any
+
+from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
+
+from ..module_utils._env_lint import render_findings
+from ..module_utils._interfaces import Candidate, InterfaceError, choose
+from ..module_utils._network_plan import fingerprint, make_members, make_network_plan
+from ..plugin_utils._settings import load_catalogue, read_specs, with_defaults
+
+_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "compare_nccl": {"type": "bool", "default": False},
+    "enforce": {"type": "bool", "default": True},
+}
+_display = Display()
+
+
+def pick(nodes: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """Each node's interface and address where there is no cluster's plan that has them."""
+    candidates = {host: [Candidate.from_dict(item) for item in node["candidates"]] for host, node in nodes.items()}
+    picked, _network = choose(candidates, next(iter(nodes)))
+    return {host: candidate.to_dict() for host, candidate in picked.items()}
+
+
+def _source_name(hostvars: Any) -> str:
+    """As the role ``python_env`` names the source's directory."""
+    url = str(hostvars.get("python_env_source_url") or "")
+    return str(hostvars.get("python_env_source_name") or splitext(basename(url))[0])
+
+
+class ActionModule(ActionBase):
+    _requires_connection = False
+    _supports_check_mode = True
+    _supports_diff = False
+    TRANSFERS_FILES = False
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        result = super().run(tmp, task_vars)
+        _validation, arguments = self.validate_argument_spec(_ARGUMENTS)
+        task_vars = task_vars or {}
+        hostvars = task_vars["hostvars"]
+        plan = task_vars.get("ansible_facts", {}).get("cluster_plan")
+        hosts = list(plan["nodes"]) if plan else task_vars["ansible_play_hosts"]
+        facts = {host: hostvars[host].get("ansible_facts", {}) for host in hosts}
+        lacking = [host for host in hosts if "metalray_node" not in facts[host]]
+        if lacking:
+            msg = f"no facts of {', '.join(lacking)}. Run metalray.cluster.node_facts on every node before this task"
+            return {**result, "failed": True, "msg": msg}
+        nodes = {host: facts[host]["metalray_node"] for host in hosts}
+        try:
+            picked = plan["nodes"] if plan else pick(nodes)
+        except InterfaceError as error:
+            return {**result, "failed": True, "msg": f"{error}. Mend the network, or set cluster_interface"}
+
+        specs = {name: spec for name, spec in read_specs().items() if name.startswith("network_env_")}
+        values = {host: with_defaults(hostvars[host], specs) for host in hosts}
+        source = _source_name(hostvars[hosts[0]])
+        made = make_network_plan(
+            make_members(nodes, picked, values),
+            values,
+            load_catalogue(),
+            source_dir=f"{plan['shared_dir']}/src/{source}".rstrip("/") if plan else ".",
+            compare_nccl=arguments["compare_nccl"],
+        )
+        if arguments["enforce"]:
+            for warning in made.warnings:
+                _display.warning(warning)
+        report = render_findings(made.findings, hosts)
+        if made.problems and arguments["enforce"]:
+            lines = "\n".join(f"  - {problem}" for problem in made.problems)
+            return {**result, "failed": True, "msg": f"Nothing was changed. {len(made.problems)} to mend:\n{lines}"}
+        fact = {**made.plan, "problems": made.problems, "findings": report}
+        if "nodes" in made.plan:
+            fact["fingerprint"] = fingerprint(made.plan, nodes)
+            fact["proved"] = all(
+                (node["network_proof"] or {}).get("fingerprint") == fact["fingerprint"] for node in nodes.values()
+            )
+            # Tells the proofs of two runs apart.
+            fact["nonce"] = secrets.token_hex(8)
+        return {**result, "changed": False, "ansible_facts": {"network_plan": fact}}

@@ -1,0 +1,40 @@
+# Copyright: (c) 2026, The metalray contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Controller side of ``network_report``: prints the network plan, whatever callback is in use."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ansible.plugins.action import ActionBase
+from ansible.utils.display import Display
+
+from ..module_utils._network_report import render_report
+
+_display = Display()
+
+
+class ActionModule(ActionBase):
+    _requires_connection = False
+    _supports_check_mode = True
+    _supports_diff = False
+    TRANSFERS_FILES = False
+
+    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
+        result = super().run(tmp, task_vars)
+        self.validate_argument_spec({})
+        task_vars = task_vars or {}
+        facts = task_vars["ansible_facts"]
+        nodes = {
+            name: task_vars["hostvars"][name]["ansible_facts"]["metalray_node"]
+            for name in facts["cluster_plan"]["nodes"]
+        }
+        members = [
+            {"name": name, "fabric": nodes[name]["fabric"], **part}
+            for name, part in facts["cluster_plan"]["nodes"].items()
+        ]
+        record = nodes[facts["cluster_plan"]["head"]]["network_proof"] or {}
+        text = render_report(facts["network_plan"], members, record)
+        _display.display("\n" + text + "\n")
+        return {**result, "changed": False, "report": text.splitlines()}

@@ -1,0 +1,52 @@
+# Copyright: (c) 2026, The metalray contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What the inventory says of a host, by the roles' argument specs.
+
+Internal to metalray.cluster: not a public interface.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from ansible.errors import AnsibleError
+
+from ..module_utils._env_catalogue import Catalogue, load
+from ..module_utils._plan import Settings
+
+ROLES = Path(__file__).resolve().parents[2] / "roles"
+
+
+def read_specs(roles: Path = ROLES) -> dict[str, dict[str, Any]]:
+    """Every variable of every role, from the roles' argument specs."""
+    specs: dict[str, dict[str, Any]] = {}
+    for path in sorted(roles.glob("*/meta/argument_specs.yml")):
+        for entry_point in yaml.safe_load(path.read_text(encoding="utf-8"))["argument_specs"].values():
+            specs.update(entry_point.get("options") or {})
+    return specs
+
+
+def read_settings(hostvars: Any, specs: dict[str, dict[str, Any]]) -> Settings:
+    """A host's values of the known variables; one whose expression fails is kept with its reason."""
+    values, unusable = {}, {}
+    for name in specs:
+        try:
+            if name in hostvars:
+                values[name] = hostvars[name]
+        except AnsibleError as error:
+            unusable[name] = str(error).splitlines()[0]
+    return Settings(values, unusable, sorted(set(map(str, hostvars)) - set(specs)))
+
+
+def with_defaults(hostvars: Any, specs: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """A host's values of the variables in ``specs``, or their defaults. Preflight has checked them."""
+    defaults = {name: option["default"] for name, option in specs.items() if "default" in option}
+    return {**defaults, **read_settings(hostvars, specs).values}
+
+
+def load_catalogue() -> Catalogue:
+    """What the collection knows of environment variables."""
+    return load(ROLES / "network_env" / "files")
