@@ -49,6 +49,11 @@ options:
     type: list
     elements: path
     required: true
+  depends_if_there:
+    description: Paths that a start depends on too, and that need not be there. C(/etc/nccl.conf) is not, without GPUs.
+    type: list
+    elements: path
+    default: []
   state_path:
     description: Where the running unit keeps the fingerprint of what it was started with.
     type: path
@@ -114,6 +119,7 @@ def main() -> None:
             "token_path": {"type": "path", "default": "/etc/metalray/ray_token", "no_log": False},
             "token_owner": {"type": "str", "no_log": False},
             "depends": {"type": "list", "elements": "path", "required": True},
+            "depends_if_there": {"type": "list", "elements": "path", "default": []},
             "state_path": {"type": "path", "default": "/run/metalray/ray.started-with"},
             "restart": {"type": "bool", "default": False},
         },
@@ -127,6 +133,7 @@ def main() -> None:
         wanted.append(
             Wanted(options["token_path"], options["token"] + "\n", "0600", options["token_owner"], secret=True)
         )
+    depends = options["depends"] + options["depends_if_there"]
     ours = {item.path for item in wanted}
     missing = [path for path in options["depends"] if path not in ours and not os.path.exists(path)]
     if missing and not module.check_mode:
@@ -148,7 +155,7 @@ def main() -> None:
     enabled = ask("is-enabled", unit) == "enabled"
     if not running:
         reason = f"it was {ask('is-active', unit) or 'not there'}"
-    elif read_text(options["state_path"]) != fingerprint(options["depends"]) or (module.check_mode and applied.changed):
+    elif read_text(options["state_path"]) != fingerprint(depends) or (module.check_mode and applied.changed):
         reason = "what it was started with has changed"
     else:
         reason = "a restart was asked for" if options["restart"] else ""

@@ -27,7 +27,12 @@ def test_a_dry_run_says_what_it_would_do_and_does_nothing(variables):
     run = site("--check", "--diff", "-e", json.dumps(variables))
     assert run.status == 0, run.text[-4000:]
     assert all(run.recap[node]["changed"] > 5 for node in NODES), run.recap
-    for said in ("docker.io", "/etc/nccl.conf", "/etc/security/limits.d/90-metalray.conf", "metalray-worker.service"):
+    for said in (
+        "docker.io",
+        "/etc/metalray/cluster.env",
+        "/etc/security/limits.d/90-metalray.conf",
+        "metalray-worker.service",
+    ):
         assert said in run.text
     if variables:
         assert "nfs-kernel-server" in run.text and "/srv/shared 10.77.252.12(rw," in run.text

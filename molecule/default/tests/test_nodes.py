@@ -53,7 +53,8 @@ def test_logins_and_ray_use_the_private_interface(host, name, raylet, private_ad
     with host.sudo():
         environment = host.check_output(f"tr '\\0' '\\n' </proc/{raylet}/environ").splitlines()
     assert {f"{variable}={value}" for variable, value in wanted.items()} <= set(environment)
-    assert f"NCCL_SOCKET_IFNAME=={PRIVATE_INTERFACES[name]}" in host.file("/etc/nccl.conf").content_string.splitlines()
+    # Without a GPU there is nothing for NCCL to read.
+    assert not host.file("/etc/nccl.conf").exists
 
 
 def test_limits_hold_in_a_login_in_a_service_and_in_ray(host, raylet):
@@ -85,7 +86,6 @@ def test_the_token_is_the_user_s_alone_and_nothing_secret_is_in_the_environment_
     assert len(text) == 64
     for path in (
         "/etc/metalray/cluster.env",
-        "/etc/nccl.conf",
         "/etc/profile.d/metalray.sh",
         "/etc/profile.d/metalray-ray.sh",
     ):
