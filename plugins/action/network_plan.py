@@ -13,22 +13,16 @@ from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
 from ..module_utils._env_lint import render_findings
-from ..module_utils._interfaces import Candidate, InterfaceError, choose
-from ..module_utils._network_plan import fingerprint, make_members, make_network_plan
+from ..module_utils._network_plan import check_facts, fingerprint, make_members, make_network_plan
+from ..module_utils._plan import plan_addresses
 from ..plugin_utils._settings import load_catalogue, read_specs, with_defaults
 
 _ARGUMENTS: dict[str, dict[str, Any]] = {
     "compare_nccl": {"type": "bool", "default": False},
     "enforce": {"type": "bool", "default": True},
 }
+_VARIABLES = ("network_env_", "cluster_interface", "cluster_cidr")
 _display = Display()
-
-
-def pick(nodes: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """Each node's interface and address where there is no cluster's plan that has them."""
-    candidates = {host: [Candidate.from_dict(item) for item in node["candidates"]] for host, node in nodes.items()}
-    picked, _network = choose(candidates, next(iter(nodes)))
-    return {host: candidate.to_dict() for host, candidate in picked.items()}
 
 
 def _source_name(hostvars: Any) -> str:
@@ -56,13 +50,16 @@ class ActionModule(ActionBase):
             msg = f"no facts of {', '.join(lacking)}. Run metalray.cluster.node_facts on every node before this task"
             return {**result, "failed": True, "msg": msg}
         nodes = {host: facts[host]["metalray_node"] for host in hosts}
-        try:
-            picked = plan["nodes"] if plan else pick(nodes)
-        except InterfaceError as error:
-            return {**result, "failed": True, "msg": f"{error}. Mend the network, or set cluster_interface"}
-
-        specs = {name: spec for name, spec in read_specs().items() if name.startswith("network_env_")}
+        specs = {name: spec for name, spec in read_specs().items() if name.startswith(_VARIABLES)}
         values = {host: with_defaults(hostvars[host], specs) for host in hosts}
+        problems = check_facts(nodes)
+        if plan:
+            picked = plan["nodes"]
+        elif not problems:
+            found, _network, problems = plan_addresses(nodes, values, hosts[0])
+            picked = {host: candidate.to_dict() for host, candidate in found.items()}
+        if problems:
+            return {**result, "failed": True, "msg": "\n".join(problems)}
         source = _source_name(hostvars[hosts[0]])
         made = make_network_plan(
             make_members(nodes, picked, values),

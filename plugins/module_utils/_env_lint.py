@@ -56,7 +56,6 @@ class Context:
     rdma_ports: Sequence[str] = ()
     nics: int = 1
     plugins: bool = False
-    efa: bool = False
     interfaces: Sequence[str] = ()
     addresses: Sequence[str] = ()
     interface: str = ""
@@ -90,9 +89,9 @@ CONDITIONS: dict[str, Callable[[Context], bool]] = {
     "multi_node": lambda c: c.nodes > 1,
     "rdma_chosen": lambda c: c.transport in ("infiniband", "roce"),
     "rdma_visible": lambda c: c.rdma_visible,
-    "no_rdma": lambda c: not c.rdma_visible,
+    "no_rdma": lambda c: not c.rdma_ports,
     "socket": lambda c: c.transport == "socket",
-    "efa": lambda c: c.efa or c.transport == "efa",
+    "efa": lambda c: c.transport == "efa",
     "one_nic": lambda c: c.nics <= 1,
     "several_nics": lambda c: c.nics >= 2,
     "plugins": lambda c: c.plugins,
@@ -331,11 +330,11 @@ def _check_nccl_interfaces(variable: Variable, a: Assignment, c: Context) -> Ite
         yield _elsewhere(c)
 
 
-def _ports(value: str, c: Context) -> set[str]:
-    """The active ports of this node that NCCL_IB_HCA chooses."""
+def chosen_ports(value: str, ports: Collection[str]) -> set[str]:
+    """Those of a node's active ports that a value of NCCL_IB_HCA chooses."""
     wanted = _NcclList.parse(value)
-    hit = {port for port in c.rdma_ports for item in wanted.items[:_NCCL_MAX_HCAS] if _hca_hits(wanted, port, item)}
-    return set(c.rdma_ports) - hit if wanted.inverted else hit
+    hit = {port for port in ports for item in wanted.items[:_NCCL_MAX_HCAS] if _hca_hits(wanted, port, item)}
+    return set(ports) - hit if wanted.inverted else hit
 
 
 def _hca_hits(wanted: _NcclList, port: str, item: str) -> bool:
@@ -346,10 +345,11 @@ def _hca_hits(wanted: _NcclList, port: str, item: str) -> bool:
 
 def _check_hca(variable: Variable, a: Assignment, c: Context) -> Iterator[_Note]:
     wanted = _NcclList.parse(a.value)
-    rdma = c.transport in ("infiniband", "roce")
+    rdma = c.transport in ("infiniband", "roce") and c.gpus > 0
+    chosen = chosen_ports(a.value, c.rdma_ports)
     if len(wanted.items) > _NCCL_MAX_HCAS:
         yield _Note("warning", f"names {len(wanted.items)} adapters; NCCL reads the first {_NCCL_MAX_HCAS}")
-    if not _ports(a.value, c):
+    if not chosen:
         yield _Note(
             "error" if rdma else "warning",
             f"matches no active RDMA port of this node, and NCCL falls back to TCP without a word. {_own_value(variable, a)}",
@@ -361,10 +361,10 @@ def _check_hca(variable: Variable, a: Assignment, c: Context) -> Iterator[_Note]
     idle = [item for item in wanted.items if not any(_hca_hits(wanted, port, item) for port in c.rdma_ports)]
     if idle:
         yield _Note(
-            "warning",
+            _level(a) if rdma and wanted.exact else "warning",
             f"names {', '.join(idle)}, which this node lacks or which is not active. {_own_value(variable, a)}",
         )
-    devices = {port.partition(":")[0] for port in _ports(a.value, c)}
+    devices = {port.partition(":")[0] for port in chosen}
     named = {item.partition(":")[0] for item in wanted.items}
     if not wanted.exact and named & devices and devices - named:
         yield _Note("warning", f"matches by prefix {', '.join(sorted(devices - named))} too. Start the list with '='")
@@ -507,11 +507,19 @@ def _check_name(a: Assignment, c: Context, catalogue: Catalogue) -> Iterator[_No
         yield _Note(_level(a), f"does nothing: no NCCL up to {catalogue.nccl_newest} reads this name. {meant}")
 
 
-def _read_by_nccl(name: str, variable: Variable | None, catalogue: Catalogue) -> bool:
+def _read_by_nccl(name: str, catalogue: Catalogue) -> bool:
     """Whether NCCL or a plugin that it loads reads the name, so that NCCL's own file can set it."""
+    variable = catalogue.get(name)
     if variable is not None and name not in catalogue.nccl_names:
         return variable.product not in ("torch", "vllm", "python", "ray", "huggingface")
     return name.startswith("NCCL_") or catalogue.foreign(name) is not None
+
+
+def belongs_to_nccl(name: str, catalogue: Catalogue) -> bool:
+    """Whether a variable of the inventory is written to NCCL's file; some that are named like NCCL's are torch's."""
+    variable = catalogue.get(name)
+    in_environment = variable is not None and variable.render == "env"
+    return name.startswith("NCCL_") and not in_environment and _read_by_nccl(name, catalogue)
 
 
 def _check(a: Assignment, node: _Node, catalogue: Catalogue) -> Iterator[_Note]:
@@ -528,7 +536,7 @@ def _check(a: Assignment, node: _Node, catalogue: Catalogue) -> Iterator[_Note]:
     variable = catalogue.get(a.name)
     if variable is None and not catalogue.known(a.name) and catalogue.family(a.name) is None:
         return
-    if a.place == "nccl_conf" and not _read_by_nccl(a.name, variable, catalogue):
+    if a.place == "nccl_conf" and not _read_by_nccl(a.name, catalogue):
         yield _Note("warning", "has no effect in nccl.conf, which is read when NCCL starts: set it in the environment")
         return
     if not a.value.strip():
@@ -541,7 +549,7 @@ def _check(a: Assignment, node: _Node, catalogue: Catalogue) -> Iterator[_Note]:
     if dead:
         yield _Note("warning", dead)
         return
-    literal = a.place == "nccl_conf" or (a.place == "inventory" and _read_by_nccl(a.name, variable, catalogue))
+    literal = a.place == "nccl_conf" or (a.place == "inventory" and belongs_to_nccl(a.name, catalogue))
     trap = _literal_trap(a.value) if literal else None
     problem = trap or check_syntax(variable, a.value)
     if problem:
@@ -625,11 +633,14 @@ def _odd(values: Mapping[str, object]) -> list[str]:
     return [host for host, value in values.items() if counts[value] != most]
 
 
-def _across(nodes: Mapping[str, _Node], catalogue: Catalogue) -> Iterator[tuple[str, str, list[str], _Note]]:
+def _across(every: Mapping[str, _Node], catalogue: Catalogue) -> Iterator[tuple[str, str, list[str], _Note]]:
     """(name, where, hosts, note) for what only shows when nodes are compared."""
-    names = dict.fromkeys(name for node in nodes.values() for name in node.set)
+    names = dict.fromkeys(name for node in every.values() for name in node.set)
+    with_gpus = {host: node for host, node in every.items() if node.context.gpus} or every
     for name in names:
         variable = catalogue.get(name)
+        # A head without GPUs takes no part in NCCL's collectives.
+        nodes = with_gpus if belongs_to_nccl(name, catalogue) else every
         if variable is None or len(nodes) < 2:
             continue
         chosen = {host: node.winner(name) for host, node in nodes.items()}
@@ -685,7 +696,7 @@ def _unequal_counts(
     for host, value in values.items():
         if variable.syntax and variable.syntax.kind == "hca":
             if value is not None and nodes[host].context.rdma_ports:
-                counts[host] = len(_ports(value, nodes[host].context))
+                counts[host] = len(chosen_ports(value, nodes[host].context.rdma_ports))
         else:
             # Left out, it is written with the one interface that carries the cluster.
             counts[host] = len(_items(value)) if value else 1
@@ -748,7 +759,7 @@ def _what_they_have(has: Mapping[str, str]) -> str:
 
 def _with_releases(context: Context) -> Context:
     """A release that is no release ('unknown') is not known."""
-    versions = {product: text if text and text[:1].isdigit() else None for product, text in context.versions.items()}
+    versions = {product: text if text and text[:1].isdecimal() else None for product, text in context.versions.items()}
     return replace(context, versions=versions)
 
 

@@ -12,7 +12,7 @@ vLLM and others copy the driver's ``NCCL_*`` to every worker and the environment
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ._env_files import is_secret
@@ -27,37 +27,38 @@ class EnvError(Exception):
     """A value cannot be rendered; the text names it."""
 
 
-def check_variable(name: str, value: str) -> None:
-    """Raises EnvError for what is not a name, spans lines, or looks like a secret: both files are world-readable."""
-    if not _NAME.fullmatch(name):
+def as_text(name: Any, value: Any) -> str:
+    """The value as it is written. Raises EnvError for what is not a name, is no text or number of one line, or looks like a
+    secret: both files are world-readable."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
         raise EnvError(f"'{name}' is not a name of an environment variable (letters, digits and '_')")
-    if "\n" in value:
-        raise EnvError(f"the value of {name} spans lines; one line is allowed")
+    if isinstance(value, bool):
+        raise EnvError(
+            f"the value of {name} is the truth value {str(value).lower()}, and every program has its own word for it. Write "
+            f'"{int(value)}", or the word in quotes'
+        )
+    if not isinstance(value, (str, int, float)):
+        raise EnvError(f"the value of {name} is {value!r}; a text or a number is allowed. Put it in quotes")
+    text = str(value)
+    if re.search(r"[\x00-\x08\x0a-\x1f\x7f]", text):
+        raise EnvError(f"the value of {name} spans lines or holds control characters; one line of text is allowed")
     if is_secret(name):
         raise EnvError(
             f"{name} looks like a secret, and cluster.env is world-readable. Put it into /etc/metalray/secrets.env"
         )
+    return text
 
 
-def split(variables: Mapping[str, str]) -> tuple[dict[str, str], dict[str, str]]:
+def split(variables: Mapping[str, str], nccl_reads: Callable[[str], bool]) -> tuple[dict[str, str], dict[str, str]]:
     """What belongs to the process environment, and what to NCCL's file."""
-    process = {name: value for name, value in variables.items() if not name.startswith("NCCL_")}
+    process = {name: value for name, value in variables.items() if not nccl_reads(name)}
     return process, {name: value for name, value in variables.items() if name not in process}
 
 
-def with_extra(
-    process: Mapping[str, str], nccl: Mapping[str, str], extra: Mapping[str, Any]
-) -> tuple[dict[str, str], dict[str, str]]:
-    """The user's own variables on top; null takes one away. Raises EnvError as ``check_variable`` does."""
-    given = {name: str(value) for name, value in extra.items() if value is not None}
-    for name, value in given.items():
-        check_variable(name, value)
-    more_process, more_nccl = split(given)
-    dropped = set(extra) - set(given)
-    return (
-        {name: value for name, value in {**process, **more_process}.items() if name not in dropped},
-        {name: value for name, value in {**nccl, **more_nccl}.items() if name not in dropped},
-    )
+def with_extra(variables: Mapping[str, str], extra: Mapping[str, Any]) -> dict[str, str]:
+    """The user's own variables on top; null takes one away. Raises EnvError as ``as_text`` does."""
+    kept = {name: value for name, value in variables.items() if name not in extra}
+    return {**kept, **{name: as_text(name, value) for name, value in extra.items() if value is not None}}
 
 
 def absent_ports(setting: str, ports: Iterable[Mapping[str, Any]]) -> list[str]:

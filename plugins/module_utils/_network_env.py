@@ -32,13 +32,13 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-PROFILES = ("auto", "ethernet", "infiniband", "roce", "seed")
+from ._env_catalogue import release
+from ._env_lint import chosen_ports
 
 #: From NCCL 2.21 on it finds the GID itself, and its documentation asks not to set the index.
 _FINDS_GID = (2, 21)
 #: The release that has NCCL_IGNORE_NET_MISMATCH.
 _KNOWS_MISMATCH = (2, 30, 3)
-
 #: The release that has NCCL_MIN_CTAS.
 _KNOWS_MIN_CTAS = (2, 17)
 
@@ -74,7 +74,7 @@ class Member:
     """A node as the decision sees it. ``networks`` are those of each interface's addresses, in CIDR notation.
 
     ``fabric`` is that of the module ``node_facts``. ``first_address`` is false where the interface lists another address before
-    this one.
+    this one. ``hcas`` is the user's own NCCL_IB_HCA, if there is one.
     """
 
     name: str
@@ -86,6 +86,7 @@ class Member:
     networks: Mapping[str, Sequence[str]]
     fabric: Mapping[str, Any]
     first_address: bool = True
+    hcas: str = ""
 
     @property
     def gpus(self) -> int:
@@ -93,9 +94,11 @@ class Member:
 
     @property
     def nccl(self) -> tuple[int, ...] | None:
-        """NCCL's version, or None where there is no NCCL yet."""
-        found = self.fabric["nccl"]
-        return tuple(int(part) for part in found["version"].split(".")) if found else None
+        """NCCL's version, or None where there is no NCCL yet, or one that does not say."""
+        try:
+            return release(self.fabric["nccl"]["version"]) if self.fabric["nccl"] else None
+        except ValueError:
+            return None
 
     @property
     def active_ports(self) -> list[Port]:
@@ -168,40 +171,36 @@ def choose_sockets(speed_mbps: int | None) -> Sockets | None:
 def compute_ports(member: Member, link_layer: str) -> list[Port]:
     """The ports of a node that collectives should use.
 
-    Not the one that carries the node's own traffic, nor ports slower than the fastest, nor, where some are next to a GPU,
-    those that are not. A rule that would leave none is not applied.
+    Those that the user names; or else not the one that carries the node's own traffic, nor ports slower than the fastest, nor,
+    where some are next to a GPU, those that are not. A rule that would leave none is not applied.
     """
     ports = [port for port in member.active_ports if port.link_layer == link_layer]
     if link_layer == "Ethernet":
         ports = [port for port in ports if port.gids]
+    ports.sort(key=lambda port: (port.device, port.number))
+    chosen = chosen_ports(member.hcas, [port.name for port in ports])
+    if chosen:
+        return [port for port in ports if port.name in chosen]
     # IPoIB shares its port with RDMA without harm; an Ethernet port that also carries SSH and Ray is better left to them.
-    own = {*member.default_interfaces, *([member.interface] if link_layer == "Ethernet" else [])}
+    own = {*member.default_interfaces, member.interface}
+    if link_layer == "InfiniBand":
+        own.remove(member.interface)
+    ports = [port for port in ports if not own.intersection(port.interfaces)] or ports
     fastest = max((port.rate_mbps for port in ports), default=0)
-    rules: tuple[Callable[[Port], bool], ...] = (
-        lambda port: not own.intersection(port.interfaces),
-        lambda port: port.rate_mbps == fastest,
-        lambda port: port.distance in _NEAR,
-    )
-    for rule in rules:
-        ports = [port for port in ports if rule(port)] or ports
-        fastest = max((port.rate_mbps for port in ports), default=0)
-    return sorted(ports, key=lambda port: (port.device, port.number))
+    ports = [port for port in ports if port.rate_mbps == fastest]
+    return [port for port in ports if port.distance in _NEAR] or ports
 
 
 def _list(names: Iterable[str]) -> str:
     return ", ".join(names)
 
 
-def _odd(values: Mapping[str, Any]) -> tuple[list[str], Any]:
-    """The nodes that differ from the most common value, and that value; of equally common ones, the first node's."""
-    usual = Counter(values.values()).most_common(1)[0][0]
-    return [name for name, value in values.items() if value != usual], usual
-
-
 def _must_agree(what: str, values: Mapping[str, Any], mend: str) -> list[str]:
-    odd, usual = _odd(values)
-    if not odd:
+    """Names the nodes that differ from most; where no value is more common than the others, from the first one."""
+    if len(set(values.values())) < 2:
         return []
+    usual = Counter(values.values()).most_common(1)[0][0]
+    odd = [name for name, value in values.items() if value != usual]
     others = [name for name in values if name not in odd]
     seen = "; ".join(f"{name}: {values[name]}" for name in odd)
     return [f"{what} differs between nodes: {seen}, but {usual} on {_list(others)}. {mend}"]
@@ -217,7 +216,7 @@ def _rdma(members: Sequence[Member], link_layer: str, demanded: bool) -> tuple[d
         return None, []
     if lack:
         look = (
-            "ibstat"
+            "ibstat; one in state Initializing waits for a subnet manager"
             if label == "InfiniBand"
             else "ibv_devinfo; an Ethernet port needs an IP address for its RoCE v2 GID"
         )
@@ -230,7 +229,7 @@ def _rdma(members: Sequence[Member], link_layer: str, demanded: bool) -> tuple[d
         f"The number of active {label} ports",
         {name: len(found) for name, found in ports.items()},
         "NCCL hangs on unequal sets. Bring the missing ports up, take the node out, or name the same number of ports for each "
-        "node in network_env_extra.NCCL_IB_HCA and accept it by network_env_accept",
+        "node in network_env_extra.NCCL_IB_HCA",
     )
     return ports, problems
 
@@ -268,10 +267,10 @@ def _decide_roce(members: Sequence[Member], strict: bool, plugin: bool) -> tuple
         ipaddress.ip_address(address).version for found in ports.values() for port in found for _, address in port.gids
     }
     for member in members:
-        if member.nccl and member.nccl < _FINDS_GID and len(set(_gid_indexes(ports[member.name]))) != 1:
+        if _wants_gid(member) and len({port.gids[0][0] for port in ports[member.name]}) != 1:
             problems.append(
                 f"{member.name}: its RoCE ports have their GIDs at different indexes, and NCCL "
-                f"{'.'.join(map(str, member.nccl))} takes one for all. Use NCCL 2.21 or newer, which finds them itself"
+                f"{member.fabric['nccl']['version']} takes one for all. Use NCCL 2.21 or newer, which finds them itself"
             )
     if len(families) > 1:
         only = [f"{name} {port.name}" for name, found in ports.items() for port in found
@@ -287,8 +286,24 @@ def _decide_roce(members: Sequence[Member], strict: bool, plugin: bool) -> tuple
         external_plugin=plugin,
         address_family="AF_INET6" if families == {6} else None,
         address_range=address_range,
-        notes=(note,) if note else (),
+        notes=(*_without_address(members), *([note] if note else [])),
     ), problems
+
+
+def _wants_gid(member: Member) -> bool:
+    return member.nccl is not None and member.nccl < _FINDS_GID
+
+
+def _without_address(members: Sequence[Member]) -> list[str]:
+    """Ports that RoCE cannot use: without an IP address there is no RoCE v2 GID."""
+    bare = [f"{port.name} on {member.name}" for member in members for port in member.active_ports
+            if port.link_layer == "Ethernet" and not port.gids]  # fmt: skip
+    if not bare:
+        return []
+    return [
+        f"Active Ethernet ports that RoCE cannot use, for want of an IP address: {_list(bare)}. Give them one if they are to carry "
+        "collectives"
+    ]
 
 
 def _shadowed(members: Sequence[Member]) -> list[str]:
@@ -303,6 +318,13 @@ def _shadowed(members: Sequence[Member]) -> list[str]:
 
 def _idle_capability(members: Sequence[Member]) -> list[str]:
     """What the nodes could do and Ethernet leaves unused."""
+    waiting = [f"{port['device']}:{port['port']} on {member.name}" for member in members for port in member.fabric["rdma"]
+               if (port["link_layer"], port["physical_state"], port["state"]) == ("InfiniBand", "LinkUp", "INIT")]  # fmt: skip
+    if waiting:
+        return [
+            f"InfiniBand ports that have a link and wait for a subnet manager: {_list(waiting)}. TCP is used until there is one "
+            "(opensm on a node, or a switch's own)"
+        ]
     able = [member.name for member in members if compute_ports(member, "Ethernet")]
     if len(able) != len(members):
         return []
@@ -342,15 +364,23 @@ def _hardware(members: Sequence[Member]) -> list[str]:
     return notes
 
 
-def _readiness(members: Sequence[Member]) -> list[str]:
-    """GPUDirect RDMA, without which every transfer takes a detour through host memory."""
+def _readiness(members: Sequence[Member], strict: bool) -> list[str]:
+    """What keeps RDMA from its full speed, or from being held to it."""
+    notes = []
     without = [m.name for m in members if not (m.fabric["gpudirect"]["peermem"] or m.fabric["gpudirect"]["dmabuf"])]
-    if not without:
-        return []
-    return [
-        f"GPUDirect RDMA is not ready on {_list(without)}: load nvidia_peermem, or use NVIDIA's open kernel modules with Linux "
-        "5.12 or newer (DMA-BUF). NCCL works without it, more slowly"
-    ]
+    if without:
+        notes.append(
+            f"GPUDirect RDMA is not ready on {_list(without)}: load nvidia_peermem, or use NVIDIA's open kernel modules with Linux "
+            "5.12 or newer (DMA-BUF). NCCL works without it, more slowly"
+        )
+    plugins = {m.name: m.fabric["plugins"][0] for m in members if m.fabric["plugins"]}
+    if plugins and strict:
+        notes.append(
+            f"An external network plugin is there ({'; '.join(f'{name}: {path}' for name, path in plugins.items())}), whose network "
+            "has a name of its own, so NCCL is not kept from falling back to TCP. Set NCCL_NET in network_env_extra to that name, "
+            "or NCCL_NET_PLUGIN to none and NCCL_NET to IB"
+        )
+    return notes
 
 
 def decide(members: Sequence[Member], profile: str = "auto", strict: bool = True) -> tuple[Decision, list[str]]:
@@ -378,18 +408,19 @@ def decide(members: Sequence[Member], profile: str = "auto", strict: bool = True
         return Decision("efa", notes=tuple(notes)), problems
     if profile == "roce":
         decision, wrong = _decide_roce(workers, strict, plugin)
-        return _with_notes(decision, [*notes, *_readiness(workers)]), problems + wrong
+        return _with_notes(decision, [*notes, *_readiness(workers, strict)]), problems + wrong
     if profile in ("auto", "infiniband"):
         ports, wrong = _rdma(workers, "InfiniBand", demanded=profile == "infiniband")
         problems += wrong
         if ports is not None or wrong:
             decision = Decision("infiniband", adapters=ports or {}, strict=strict, external_plugin=plugin)
-            return _with_notes(decision, [*notes, *_readiness(workers)]), problems
+            return _with_notes(decision, [*notes, *_readiness(workers, strict)]), problems
 
     speeds = [member.speed_mbps for member in workers]
+    # Ethernet, and the guide's settings, which are made for TCP.
     slowest = None if None in speeds else min(speed for speed in speeds if speed is not None)
     notes += _idle_capability(workers) if profile == "auto" else []
-    return _with_notes(Decision("socket", external_plugin=plugin, sockets=choose_sockets(slowest)), notes), problems
+    return Decision("socket", sockets=choose_sockets(slowest), notes=tuple(notes)), problems
 
 
 def _with_notes(decision: Decision, notes: Sequence[str]) -> Decision:
@@ -398,9 +429,7 @@ def _with_notes(decision: Decision, notes: Sequence[str]) -> Decision:
 
 def check_nccl(members: Sequence[Member]) -> list[str]:
     """NCCL's versions must agree between the nodes that use it. Nodes without NCCL yet do not count."""
-    seen = {m.name: m.fabric["nccl"]["version"] for m in members if m.gpus and m.fabric["nccl"]}
-    if not seen:
-        return []
+    seen = {m.name: ".".join(map(str, m.nccl)) for m in members if m.gpus and m.nccl}
     return _must_agree(
         "NCCL's version", seen, "Build the same environment on all nodes (--tags python_env) and run this stage again"
     )
@@ -478,32 +507,22 @@ def _infiniband(member: Member, decision: Decision) -> list[Setting]:
     return [*_common(member), *_adapters(member, decision), *_strict(member, decision)]
 
 
-def _gid_indexes(ports: Iterable[Port]) -> list[int]:
-    return [port.gids[0][0] for port in ports]
-
-
 def _roce(member: Member, decision: Decision) -> list[Setting]:
     settings = [*_common(member), *_adapters(member, decision), *_strict(member, decision)]
+    if _wants_gid(member):
+        index = decision.adapters[member.name][0].gids[0][0]
+        why = "NCCL before 2.21 does not find the RoCE v2 GID itself"
+        return [*settings, Setting("NCCL_IB_GID_INDEX", str(index), why)]
     if decision.address_family:
         settings.append(Setting("NCCL_IB_ADDR_FAMILY", decision.address_family, "the RoCE ports have no IPv4 address"))
     if decision.address_range:
         settings.append(
             Setting("NCCL_IB_ADDR_RANGE", decision.address_range, "ports have addresses in several networks")
         )
-    if member.nccl and member.nccl < _FINDS_GID:
-        index = _gid_indexes(decision.adapters[member.name])[0]
-        settings.append(
-            Setting("NCCL_IB_GID_INDEX", str(index), "NCCL before 2.21 does not find the RoCE v2 GID itself")
-        )
     return settings
 
 
 def _efa(member: Member, _decision: Decision) -> list[Setting]:
-    return _common(member)
-
-
-def _without_gpu(member: Member) -> list[Setting]:
-    """Of a node that takes no part in NCCL's collectives, and may be where a driver creates their id."""
     return _common(member)
 
 
@@ -520,14 +539,15 @@ _ROWS: Mapping[str, Callable[[Member, Decision], list[Setting]]] = {
 def render(member: Member, decision: Decision) -> tuple[list[Setting], list[Setting]]:
     """The environment of a node's processes, and NCCL's file."""
     if decision.transport != "none" and not member.gpus:
-        return environment(member), _without_gpu(member)
+        # It takes no part in NCCL's collectives, and may be where a driver creates their id.
+        return environment(member), _common(member)
     return environment(member), _ROWS[decision.transport](member, decision)
 
 
 def expectation(member: Member, decision: Decision, nccl: Mapping[str, str]) -> dict[str, Any]:
     """What the proof has to see on a node with these final settings."""
     network = {"socket": "Socket", "infiniband": "IB", "roce": "IB", "efa": "Libfabric"}.get(decision.transport)
-    if decision.external_plugin and decision.transport in ("infiniband", "roce"):
+    if decision.external_plugin:
         network = None  # A plugin names its network as it likes.
     named = nccl.get("NCCL_NET", network or "")
     without_p2p = nccl.get("NCCL_P2P_DISABLE") == "1"
@@ -535,11 +555,10 @@ def expectation(member: Member, decision: Decision, nccl: Mapping[str, str]) -> 
         intra = "NET"  # Somebody wants it so, and has been told what it costs.
     else:
         intra = "P2P" if member.fabric["nvlink"] == "all" and not without_p2p else "any"
-    hcas = [port.name for port in decision.adapters.get(member.name, ())]
-    listed = nccl.get("NCCL_IB_HCA", "")
+    interface = nccl.get("NCCL_SOCKET_IFNAME", "").removeprefix("=")
     return {
         "transport": {"socket": "Socket", "ib": "IB"}.get(named.lower(), named),
-        "interface": member.interface,
-        "hcas": listed[1:].split(",") if hcas and listed.startswith("=") else hcas,
+        "interface": interface if interface in {link["name"] for link in member.fabric["interfaces"]} else "",
+        "hcas": [port.name for port in decision.adapters.get(member.name, ())],
         "intra": intra,
     }

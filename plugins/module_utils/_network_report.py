@@ -25,17 +25,14 @@ _TRANSPORTS = {
 _HEADINGS = ("node", "interface", "address", "link", "GPUs", "NVLink", "RDMA", "GPUDirect", "NCCL")
 
 
-def _rdma(ports: Sequence[Mapping[str, Any]]) -> str:
-    kinds = Counter(
-        f"{'EFA' if p['driver'] == 'efa' else p['link_layer']}{'' if p['active'] else ' (down)'}" for p in ports
-    )
-    return ", ".join(f"{count} x {kind}" for kind, count in kinds.items()) or "-"
+def _rdma(fabric: Mapping[str, Any]) -> str:
+    kinds = Counter(f"{port['link_layer']}{'' if port['active'] else ' (down)'}" for port in fabric["rdma"])
+    seen = [f"{count} x {kind}" for kind, count in kinds.items()]
+    return ", ".join([*seen, *["EFA"] * fabric["efa"]]) or "-"
 
 
 def _gpudirect(ready: Mapping[str, bool]) -> str:
-    return {(True, True): "peermem, DMA-BUF", (True, False): "peermem", (False, True): "DMA-BUF"}.get(
-        (ready["peermem"], ready["dmabuf"]), "-"
-    )
+    return ", ".join(["peermem"] * ready["peermem"] + ["DMA-BUF"] * ready["dmabuf"]) or "-"
 
 
 def node_rows(members: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
@@ -52,9 +49,9 @@ def node_rows(members: Sequence[Mapping[str, Any]]) -> list[tuple[str, ...]]:
                 link(node["speed_mbps"], node["mtu"]),
                 f"{len(fabric['gpus'])} x {', '.join(models)}" if models else "-",
                 fabric["nvlink"] if models else "-",
-                _rdma(fabric["rdma"]),
-                _gpudirect(fabric["gpudirect"]) if fabric["rdma"] else "-",
-                (fabric["nccl"] or {}).get("version", "-"),
+                _rdma(fabric),
+                _gpudirect(fabric["gpudirect"]) if fabric["rdma"] or fabric["efa"] else "-",
+                fabric["nccl"]["version"] if fabric["nccl"] else "-",
             )
         )
     return rows

@@ -87,7 +87,7 @@ from ansible.module_utils.basic import AnsibleModule
 
 from ..module_utils._fabric import read_rdma
 from ..module_utils._files import FilesError, Wanted, apply_files, as_result
-from ..module_utils._nccl_env import EnvError, absent_ports, check_variable, render_environment, render_nccl
+from ..module_utils._nccl_env import EnvError, absent_ports, as_text, render_environment, render_nccl
 from ..module_utils._node import read_text
 
 _PROFILE = """\
@@ -124,17 +124,20 @@ def main() -> None:
             + (f"carries {', '.join(filter(None, have)) or 'no address'}" if rc == 0 else "does not exist")
             + ". Run preflight, which finds the right one"
         )
-    process = {name: str(value) for name, value in options["environment"].items()}
-    nccl = {name: str(value) for name, value in options["nccl"].items()}
-    gone = absent_ports(nccl.get("NCCL_IB_HCA", ""), read_rdma("/"))
+    try:
+        process, nccl = (
+            {name: as_text(name, value) for name, value in options[key].items()} for key in ("environment", "nccl")
+        )
+    except EnvError as error:
+        module.fail_json(msg=str(error))
+    over_tcp = nccl.get("NCCL_NET", "").lower() == "socket"
+    gone = [] if over_tcp else absent_ports(nccl.get("NCCL_IB_HCA", ""), read_rdma("/"))
     if gone:
         module.fail_json(
             msg=f"NCCL_IB_HCA names {', '.join(gone)}, and there is no such active RDMA port on this node. Bring it up (ibstat, "
             "rdma link), and run preflight, which looks again"
         )
     try:
-        for name, value in (*process.items(), *nccl.items()):
-            check_variable(name, value)
         conf = render_nccl(nccl, read_text(options["nccl_path"]))
         applied = apply_files(
             module,
@@ -144,7 +147,7 @@ def main() -> None:
                 Wanted(options["profile_path"], _PROFILE.format(path=options["environment_path"])),
             ],
         )
-    except (EnvError, FilesError) as error:
+    except FilesError as error:
         module.fail_json(msg=str(error))
     module.exit_json(**as_result(applied))
 

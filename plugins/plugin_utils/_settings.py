@@ -13,6 +13,7 @@ from typing import Any
 
 import yaml
 from ansible.errors import AnsibleError
+from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 
 from ..module_utils._env_catalogue import Catalogue, load
 from ..module_utils._plan import Settings
@@ -42,9 +43,18 @@ def read_settings(hostvars: Any, specs: dict[str, dict[str, Any]]) -> Settings:
 
 
 def with_defaults(hostvars: Any, specs: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """A host's values of the variables in ``specs``, or their defaults. Preflight has checked them."""
-    defaults = {name: option["default"] for name, option in specs.items() if "default" in option}
-    return {**defaults, **read_settings(hostvars, specs).values}
+    """A host's values of the variables in ``specs`` in the types that these name, or their defaults; null is a default too.
+
+    Raises AnsibleError for a value that is none. Preflight has told them all at once before.
+    """
+    found = read_settings(hostvars, specs)
+    given = {name: value for name, value in found.values.items() if value is not None}
+    # Words on the command line (-e NAME=VALUE) are texts, whatever the type.
+    checked = ArgumentSpecValidator(specs).validate(given)
+    problems = [*(f"{name}: {reason}" for name, reason in found.unusable.items()), *checked.error_messages]
+    if problems:
+        raise AnsibleError("; ".join(problems))
+    return checked.validated_parameters
 
 
 def load_catalogue() -> Catalogue:

@@ -22,7 +22,7 @@ PLACES = {
     "nccl_conf": "/etc/nccl.conf line 2",
 }
 RELEASES = {"nccl": "2.28.9", "torch": "2.11.0+cu130", "vllm": "0.33.0"}
-RDMA = {"transport": "infiniband", "rdma_visible": True, "rdma_ports": ["mlx5_0:1", "mlx5_1:1", "mlx5_10:1"]}
+RDMA = {"transport": "infiniband", "gpus": 8, "rdma_visible": True, "rdma_ports": ["mlx5_0:1", "mlx5_1:1", "mlx5_10:1"]}
 
 
 def node(name="node1", number=1, **facts):
@@ -281,7 +281,7 @@ def test_quotes_in_a_value_for_nccl_conf_are_an_error_in_the_inventory():
 
 NVLINK = {"gpus": 8, "nvlink": "all"}
 PCIE = {"gpus": 2, "nvlink": "none"}
-EFA = {"transport": "efa", "efa": True}
+EFA = {"transport": "efa"}
 
 
 @pytest.mark.parametrize(
@@ -305,7 +305,8 @@ EFA = {"transport": "efa", "efa": True}
         ("NCCL_IB_DISABLE", "1", RDMA, {}, "error", "turns off the InfiniBand or RoCE"),
         ("NCCL_IB_DISABLE", "2", RDMA, {}, "error", "turns off the InfiniBand or RoCE"),
         ("NCCL_IB_DISABLE", "1", {"plugins": True}, {}, "warning", "does not stop an external network plugin"),
-        ("NCCL_NET", "IB", {}, {}, "error", "no RDMA port is active"),
+        ("NCCL_NET", "IB", NVLINK, {}, "error", "no RDMA port is active"),
+        ("NCCL_NET", "IB", {**NVLINK, "rdma_visible": True}, {}, "error", "no RDMA port is active"),
         ("NCCL_NET", "socket", RDMA, {}, "error", "keeps NCCL on TCP"),
         ("NCCL_CROSS_NIC", "1", {"nics": 1}, {}, "info", "no effect with one network interface"),
         ("NCCL_CROSS_NIC", "1", {"nics": 8}, {}, "warning", "from one rail to another"),
@@ -461,7 +462,9 @@ def test_a_single_node_may_use_its_loopback_interface():
         ("=mlx5_9", RDMA, "error", "matches no active RDMA port of this node, and NCCL falls back to TCP"),
         ("=mlx5_0:2", RDMA, "error", "This node has mlx5_0:1, mlx5_1:1, mlx5_10:1"),
         ("=mlx5_0", {}, "warning", "matches no active RDMA port"),
-        ("=mlx5_0,mlx5_9", RDMA, "warning", "names mlx5_9, which this node lacks or which is not active"),
+        ("=mlx5_0,mlx5_9", RDMA, "error", "names mlx5_9, which this node lacks or which is not active"),
+        ("mlx5_0,mlx5_9", RDMA, "warning", "names mlx5_9, which this node lacks or which is not active"),
+        ("=mlx5_9", {**RDMA, "gpus": 0, "rdma_ports": []}, "warning", "matches no active RDMA port"),
         ("mlx5_1", RDMA, "warning", "matches by prefix mlx5_10 too"),
         ("=mlx5_0" + ",mlx5_0" * 32, RDMA, "warning", "NCCL reads the first 32"),
     ],

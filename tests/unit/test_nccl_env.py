@@ -10,8 +10,10 @@ import pytest
 from ansible_collections.metalray.cluster.plugins.module_utils._nccl_env import (
     EnvError,
     absent_ports,
+    as_text,
     render_environment,
     render_nccl,
+    split,
     with_extra,
 )
 
@@ -30,16 +32,17 @@ def test_nccl_s_file_is_literal_and_keeps_other_people_s_lines():
 
 
 def test_extra_variables_go_to_the_file_that_reads_them_and_win():
-    process, nccl = with_extra({"A": "1"}, {"NCCL_X": "1"}, {"NCCL_X": "2", "A": "3", "TORCH_Y": "4"})
-    assert process == {"A": "3", "TORCH_Y": "4"} and nccl == {"NCCL_X": "2"}
+    variables = with_extra({"A": "1", "NCCL_X": "1"}, {"NCCL_X": 2, "A": 1.5, "TORCH_Y": "4", "B": ""})
+    process, nccl = split(variables, lambda name: name.startswith("NCCL_"))
+    assert process == {"A": "1.5", "TORCH_Y": "4", "B": ""} and nccl == {"NCCL_X": "2"}
 
 
 def test_null_takes_a_variable_away():
-    assert with_extra({"A": "1", "B": "1"}, {"NCCL_X": "1"}, {"A": None, "NCCL_X": None}) == ({"B": "1"}, {})
+    assert with_extra({"A": "1", "B": "1"}, {"A": None, "C": None}) == {"B": "1"}
 
 
 def test_a_key_that_is_no_secret():
-    assert with_extra({}, {}, {"NCCL_IB_PKEY": 1}) == ({}, {"NCCL_IB_PKEY": "1"})
+    assert as_text("NCCL_IB_PKEY", 1) == "1"
 
 
 def test_ports_that_are_gone():
@@ -60,15 +63,25 @@ def test_ports_that_are_gone():
         ({"HF_TOKEN": "x"}, "secrets.env"),
         ({"A B": "x"}, "not a name"),
         ({"export A": "x"}, "not a name"),
-        ({"A": "x\ny"}, "spans lines"),
+        ({"É": "x"}, "'É' is not a name"),
+        ({1: "x"}, "'1' is not a name"),
+        ({True: "x"}, "'True' is not a name"),
+        ({"A": "x\ny"}, "value of A spans lines"),
+        ({"A": "x\0"}, "control characters"),
+        ({"A": True}, 'value of A is the truth value true.* Write "1"'),
+        ({"A": False}, 'the truth value false.* Write "0"'),
+        ({"A": [1, 2]}, r"value of A is \[1, 2\]; a text or a number"),
+        ({"A": {"b": 1}}, "value of A is {'b': 1}; a text or a number"),
     ],
 )
 def test_refuses_secrets_and_what_is_not_a_variable(extra, says):
     with pytest.raises(EnvError, match=says):
-        with_extra({}, {}, extra)
+        with_extra({}, extra)
 
 
-@pytest.mark.parametrize("value", ["plain", "two words", 'a "quoted" $HOME `id` \\ end', "", "x#y", "a'b"])
+@pytest.mark.parametrize(
+    "value", ["plain", "two words", "é ü", "a\tb", "~", "*", 'a "quoted" $HOME `id` \\ end', "", "x#y", "a'b"]
+)
 def test_a_shell_reads_what_was_meant(tmp_path, value):
     path = tmp_path / "cluster.env"
     path.write_text(render_environment({"VALUE": value}))
@@ -107,6 +120,9 @@ def test_the_module_writes_what_was_decided_once(write, tmp_path):
     assert write()["changed"] and not (tmp_path / "nccl").exists()
     assert not write()["changed"]
 
+    # Whatever the file says of adapters, over TCP none is used.
+    assert write(nccl={"NCCL_IB_HCA": "=mlx5_77:1", "NCCL_NET": "Socket"})["changed"]
+
 
 @pytest.mark.parametrize(
     ("options", "says"),
@@ -115,6 +131,8 @@ def test_the_module_writes_what_was_decided_once(write, tmp_path):
         ({"interface": "no-such-device"}, "does not exist"),
         ({"nccl": {"NCCL_IB_HCA": "=mlx5_77:1"}}, "mlx5_77:1, and there is no such active RDMA port"),
         ({"environment": {"HF_TOKEN": "x"}}, "secrets.env"),
+        ({"environment": {"A": True}}, "truth value true"),
+        ({"nccl": {"NCCL_DEBUG": ["WARN"]}}, "a text or a number is allowed"),
     ],
 )
 def test_what_no_longer_holds_on_the_node_is_refused(write, tmp_path, options, says):

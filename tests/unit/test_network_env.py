@@ -144,6 +144,11 @@ def test_streams_by_the_slowest_link_of_the_cluster(speed, streams):
         assert rendered(members, node=node)[1] == {**COMMON, "NCCL_NET": "Socket", **streams}
 
 
+def test_a_link_that_does_not_tell_its_speed_is_taken_for_a_fast_one():
+    members = [member("node1", speed_mbps=10_000), member("node2", speed_mbps=None)]
+    assert rendered(members)[1]["NCCL_MIN_CTAS"] == "4"
+
+
 def test_channels_need_an_nccl_that_knows_them():
     assert "NCCL_MIN_CTAS" not in rendered(pair(nccl={"version": "2.16.5", "path": ""}))[1]
 
@@ -208,7 +213,12 @@ def test_compute_ports():
     assert of(own, link_layer="Ethernet") == ["mlx5_0:1"]
     assert of(port("mlx5_0", interfaces=["eth0"]), port("mlx5_1")) == ["mlx5_1:1"]
     # IPoIB as the cluster's interface does not cost a port.
-    assert of(port("mlx5_0", interfaces=["ib0"]), port("mlx5_1"), interface="ib0") == ["mlx5_0:1", "mlx5_1:1"]
+    both = [port("mlx5_0", interfaces=["ib0"]), port("mlx5_1")]
+    for default in ("eth0", "ib0"):
+        assert of(*both, interface="ib0", default_interfaces=(default,)) == ["mlx5_0:1", "mlx5_1:1"]
+    # What is fastest is so among those that are left.
+    fast = roce_port("mlx5_0", "10.0.0.1", interfaces=["eth1"], rate_mbps=800_000)
+    assert of(fast, other, roce_port("mlx5_2", "10.1.0.2", rate_mbps=None), link_layer="Ethernet") == ["mlx5_1:1"]
     assert of(port("mlx5_0"), roce_port("mlx5_1", "10.1.0.1")) == ["mlx5_0:1"]
 
 
@@ -219,9 +229,61 @@ def test_roce_addresses_in_several_networks():
 
     _environment, nccl = rendered(nodes("10.1.0.0/24"), "roce")
     assert nccl["NCCL_IB_ADDR_RANGE"] == "10.1.0.0/24"
+    # One address a port needs no range, whatever networks there are.
+    one = [
+        member(n, fabric(rdma=[roce_port("mlx5_0", "10.1.0.1")]), networks={"eth2": ["10.1.0.0/24"]})
+        for n in ("node1", "node2")
+    ]
+    assert "NCCL_IB_ADDR_RANGE" not in rendered(one, "roce")[1]
+    # A network that has both addresses says nothing.
+    assert decide(nodes("0.0.0.0/0"), "roce")[0].address_range is None
     # Both fit: only the operator knows which.
     decision, _problems = decide(nodes("10.1.0.0/24", "192.168.7.0/24"), "roce")
     assert decision.address_range is None and "NCCL_IB_ADDR_RANGE" in decision.notes[0]
+
+
+def test_the_user_s_own_adapters_are_the_ones():
+    def nodes(*hcas):
+        rdma = [port("mlx5_0"), port("mlx5_1", distance="SYS"), port("mlx5_2", active=False)]
+        return [member(f"node{n}", fabric(rdma=rdma), hcas=value) for n, value in enumerate(hcas, 1)]
+
+    assert rendered(nodes("", ""))[1]["NCCL_IB_HCA"] == "=mlx5_0:1"
+    assert rendered(nodes("=mlx5_1:1", "^mlx5_0"), node=1)[1]["NCCL_IB_HCA"] == "=mlx5_1:1"
+    decision, problems = decide(nodes("mlx5", "=mlx5_1"))
+    assert decision.adapters["node1"] != decision.adapters["node2"] and "node2: 1, but 2 on node1" in problems[0]
+    # One that matches nothing is the check's business.
+    assert names(compute_ports(nodes("=mlx5_7")[0], "InfiniBand")) == ["mlx5_0:1"]
+
+
+@pytest.mark.parametrize("version", ["2.20.5+cuda12.4", "2.20.5"])
+def test_an_nccl_that_does_not_find_the_gid(version):
+    nodes = [
+        member(n, fabric(rdma=[roce_port("mlx5_0", "2001:db8::1", index=7)], nccl={"version": version, "path": ""}))
+        for n in ("node1", "node2")
+    ]
+    nccl = rendered(nodes, "roce")[1]
+    # It reads neither NCCL_IB_ADDR_FAMILY nor NCCL_IB_ADDR_RANGE.
+    assert nccl["NCCL_IB_GID_INDEX"] == "7" and not [name for name in nccl if name.startswith("NCCL_IB_ADDR")]
+
+
+def test_a_version_that_is_none_is_taken_for_the_newest():
+    nodes = pair(rdma=[port("mlx5_0")], nccl={"version": "garbage", "path": ""})
+    assert nodes[0].nccl is None and check_nccl(nodes) == []
+    assert rendered(nodes)[1]["NCCL_IGNORE_NET_MISMATCH"] == "0"
+    same = [
+        member(f"node{n}", fabric(nccl={"version": v, "path": ""})) for n, v in ((1, "2.28.9"), (2, "2.28.9+cuda13.0"))
+    ]
+    assert check_nccl(same) == []
+
+
+def test_roce_ports_of_both_families_are_refused_by_name():
+    rdma = [roce_port("mlx5_0", "10.1.0.1"), roce_port("mlx5_1", "2001:db8::1")]
+    assert (
+        "RoCE ports with IPv6 addresses only: node1 mlx5_1:1, node2 mlx5_1:1" in decide(pair(rdma=rdma), "roce")[1][0]
+    )
+    # With an IPv4 address too the port is like the others.
+    rdma[1] = roce_port("mlx5_1", "2001:db8::1", "10.2.0.1")
+    assert "NCCL_IB_ADDR_FAMILY" not in rendered(pair(rdma=rdma), "roce")[1]
 
 
 def test_gids_at_different_indexes_cannot_be_told_to_an_old_nccl():
@@ -237,6 +299,46 @@ def test_notes_say_what_stays_unused_or_is_not_ready():
     assert decide(pair(rdma=[roce_port("mlx5_0", "10.1.0.1")]), "ethernet")[0].notes == ()
     slow, _problems = decide(pair(rdma=[port("mlx5_0")], gpudirect={"peermem": False, "dmabuf": False}))
     assert "GPUDirect RDMA is not ready on node1, node2" in slow.notes[0]
+    for ready in ({"peermem": True, "dmabuf": False}, {"peermem": False, "dmabuf": True}):
+        assert decide(pair(rdma=[port("mlx5_0")], gpudirect=ready))[0].notes == ()
+    waiting = port("mlx5_0", active=False, state="INIT")
+    held, _problems = decide(pair(rdma=[waiting]))
+    assert held.transport == "socket" and "wait for a subnet manager: mlx5_0:1 on node1" in held.notes[0]
+    assert "subnet manager" in decide(pair(rdma=[waiting]), "infiniband")[1][0]
+    down = port("mlx5_0", active=False, state="DOWN", physical_state="Polling")
+    assert decide(pair(rdma=[down]))[0].notes == ()
+    plugin = pair(rdma=[port("mlx5_0")], plugins=["/opt/hpcx/libnccl-net.so"])
+    assert "node1: /opt/hpcx/libnccl-net.so; node2" in decide(plugin)[0].notes[0]
+    assert decide(plugin, strict=False)[0].notes == ()
+    half, _problems = decide(pair(rdma=[roce_port("mlx5_0", "10.1.0.1"), roce_port("mlx5_1"), port("mlx5_2")]), "roce")
+    assert "for want of an IP address: mlx5_1:1 on node1, mlx5_1:1 on node2" in half.notes[0]
+    one_node = [member("node1", fabric(rdma=[roce_port("mlx5_0", "10.1.0.1")])), member("node2")]
+    assert decide(one_node)[0].notes == ()
+
+
+@pytest.mark.parametrize(
+    ("facts", "says"),
+    [
+        ({"nvlink": "some"}, "NVLink joins some pairs of GPUs and not all on node1, node2"),
+        ({"nvlink": "none", "acs_bridges": ["0000:00:01.0"]}, "switch ACS off"),
+        ({"gpus": 2, "nvlink": "none", "acs_bridges": ["0000:00:01.0"]}, "switch ACS off"),
+        ({"gpus": 2, "nvlink": "none", "shm_bytes": 64 << 20}, "/dev/shm is smaller than 1 GiB on node1, node2"),
+        ({"gpus": 2, "nvlink": "all"}, None),
+        ({"nvlink": "all", "acs_bridges": ["0000:00:01.0"], "shm_bytes": 64 << 20}, None),
+        ({"gpus": 1, "acs_bridges": ["0000:00:01.0"], "shm_bytes": 64 << 20}, None),
+    ],
+)
+def test_notes_on_what_slows_down_the_gpus_of_a_node(facts, says):
+    notes = decide(pair(**facts))[0].notes
+    assert (len(notes) == 1 and says in notes[0]) if says else notes == ()
+    # On one node it counts as much.
+    assert len(decide([member("node1", fabric(**facts))])[0].notes) == len(notes)
+
+
+def test_a_gpu_without_a_driver_is_noted():
+    nodes = pair()
+    nodes[1].fabric["gpus"][3]["driver"] = False
+    assert decide(nodes)[0].notes[0].startswith("GPUs that no driver has taken on node2")
 
 
 @pytest.mark.parametrize("profile", ["auto", "ethernet", "infiniband", "roce"])
@@ -260,5 +362,35 @@ def test_what_the_proof_has_to_see():
     # The user's own variables count.
     assert expected(pair(), NCCL_P2P_DISABLE="1")["intra"] == "any"
     assert expected(pair(), NCCL_P2P_DISABLE="1", NCCL_SHM_DISABLE="1")["intra"] == "NET"
-    chosen = expected(pair(rdma=[port("mlx5_0"), port("mlx5_1")]), NCCL_IB_HCA="=mlx5_1:1")
-    assert chosen["hcas"] == ["mlx5_1:1"]
+    assert expected(pair(), NCCL_SOCKET_IFNAME="=eth0")["interface"] == "eth0"
+    assert expected(pair(), NCCL_SOCKET_IFNAME="eth0")["interface"] == "eth0"
+    assert expected(pair(), NCCL_SOCKET_IFNAME="^docker0")["interface"] == ""
+    assert expected(pair(), NCCL_NET="ibext")["transport"] == "ibext"
+    assert expected(pair(), NCCL_NET="socket")["transport"] == "Socket"
+    assert expected(pair(nvlink="some"))["intra"] == "any"
+    assert expected(pair(efa=True))["transport"] == "Libfabric"
+    assert expected(pair(), NCCL_SHM_DISABLE="1")["intra"] == "P2P"
+    # A fall-back that is allowed to happen is still not what was meant.
+    lenient, _problems = decide(pair(rdma=[port("mlx5_0")]), strict=False)
+    assert expectation(pair()[0], lenient, {})["transport"] == "IB"
+
+
+@pytest.mark.parametrize(
+    ("version", "names", "there"),
+    [
+        ("2.20.5", "NCCL_IB_GID_INDEX", True),
+        ("2.21.0", "NCCL_IB_GID_INDEX", False),
+        ("2.30.2", "NCCL_IGNORE_NET_MISMATCH", False),
+        ("2.30.3", "NCCL_IGNORE_NET_MISMATCH", True),
+        ("2.16.5", "NCCL_MIN_CTAS", False),
+        ("2.17.0", "NCCL_MIN_CTAS", True),
+    ],
+)
+def test_each_from_the_release_that_reads_it_on(version, names, there):
+    nodes = pair(rdma=[roce_port("mlx5_0", "10.1.0.1")], nccl={"version": version, "path": ""})
+    assert (names in {**rendered(nodes, "roce")[1], **rendered(nodes, "ethernet")[1]}) is there
+
+
+def test_ethernet_on_nodes_with_efa():
+    assert rendered(pair(efa=True), "ethernet")[1] == {**COMMON, **SOCKETS}
+    assert decide([member("node1", fabric(efa=True)), member("node2")], "ethernet")[1] == []
