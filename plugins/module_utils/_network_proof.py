@@ -62,6 +62,7 @@ _TICK = 0.05
 _CONNECT_SECONDS = 3.0
 _HELLO_SECONDS = 5.0
 _LINE_BYTES = 65536
+_LOGIN_SECONDS = 30.0
 _LAST_WORDS = 8.0
 # How a run of this module, and what it starts, look in the list of processes.
 _OURS = re.compile(r"(AnsiballZ_|modules\.)network_proof|metalray-proof-")
@@ -104,36 +105,37 @@ def family_of(address: str) -> socket.AddressFamily:
 # Who holds a port ---------------------------------------------------------------------------------------------------
 
 
-def port_holder(port: int, proc: str = "/proc") -> str:
+def port_holder(kind: socket.SocketKind, port: int) -> str:
     """The processes that listen on a port, by command and number, as far as this user may know."""
     sockets = set()
-    for table in ("tcp", "tcp6", "udp", "udp6"):
+    for table in ("tcp", "tcp6") if kind == socket.SOCK_STREAM else ("udp", "udp6"):
         with contextlib.suppress(OSError):
-            for line in Path(proc, "net", table).read_text(encoding="ascii").splitlines()[1:]:
+            for line in Path("/proc/net", table).read_text(encoding="ascii").splitlines()[1:]:
                 fields = line.split()
-                listens = table.startswith("udp") or fields[3] == "0A"
+                listens = kind == socket.SOCK_DGRAM or fields[3] == "0A"
                 if listens and int(fields[1].rpartition(":")[2], 16) == port:
                     sockets.add(f"socket:[{fields[9]}]")
     found = []
-    for process in sorted((entry for entry in os.listdir(proc) if entry.isdigit()), key=int):
+    for process in sorted((entry for entry in os.listdir("/proc") if entry.isdigit()), key=int):
         with contextlib.suppress(OSError):
-            folder = Path(proc, process)
+            folder = Path("/proc", process)
             if any(os.readlink(entry) in sockets for entry in (folder / "fd").iterdir()):
                 command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
                 found.append(f"process {process} ({command[:200]})")
     return ", ".join(found)
 
 
-def taken(port: int, address: str, error: OSError) -> str:
+def taken(port: int, address: str, error: OSError, holder: str) -> str:
     """Why a port cannot be had."""
     if error.errno == errno.EADDRNOTAVAIL:
         return f"this node does not have the address {address}: run preflight again, which finds the addresses"
     if error.errno != errno.EADDRINUSE:
         return f"port {port} of {address} cannot be opened: {error.strerror}"
-    holder = port_holder(port)
-    whose = f"is held by {holder}" if holder else "is held by another process"
-    hint = "a leftover of an earlier run: end it" if _OURS.search(holder) else "end it"
-    return f"port {port} of {address} {whose}; {hint}, or give the proof another port"
+    hint = "an earlier run of the proof, which has not ended: end it" if _OURS.search(holder) else "end it"
+    return (
+        f"port {port} of {address} is held by {holder or 'another process'}; {hint}, or give the proof another port "
+        f"(network_env_prove_port)"
+    )
 
 
 def open_socket(kind: socket.SocketKind, address: str, port: int, until: float) -> socket.socket:
@@ -153,9 +155,9 @@ def open_socket(kind: socket.SocketKind, address: str, port: int, until: float) 
             return opened
         except OSError as error:
             opened.close()
-            ours = error.errno == errno.EADDRINUSE and _OURS.search(port_holder(port))
-            if not ours or time.monotonic() > until:
-                raise ProofError(taken(port, address, error)) from None
+            holder = port_holder(kind, port) if error.errno == errno.EADDRINUSE else ""
+            if not _OURS.search(holder) or time.monotonic() > until:
+                raise ProofError(taken(port, address, error, holder)) from None
         time.sleep(0.2)
 
 
@@ -216,12 +218,13 @@ class Search:
     def missed(self) -> None:
         """Nothing came back in time."""
         self.tries += 1
-        if self.tries >= len(_PROBE_WAITS):
+        # Once some size has passed, a lost one is known to be the size's fault.
+        if self.tries >= len(_PROBE_WAITS) - bool(self.passes):
             self.lost = self.size
             self._next()
 
     def wait(self) -> float:
-        return _PROBE_WAITS[min(self.tries, len(_PROBE_WAITS) - 1)]
+        return _PROBE_WAITS[self.tries]
 
     def _next(self) -> None:
         self.tries = 0
@@ -250,6 +253,8 @@ _REFUSALS = {
     "token": "another run of the proof holds that port there; it ends by itself, then run this again",
     "name": "it does not know this node's name: the nodes were started with different lists",
 }
+_MUTE = "something there takes the connection and says nothing: another program holds that port"
+_ONE_WAY = "its own connections come here, so the proof runs there: a firewall there or on the way keeps this node out"
 _MENDS = "see that the node is up, that its firewall lets the cluster's nodes in (--tags firewall), and the routes"
 
 
@@ -284,11 +289,14 @@ class Link:
     expires: float = 0.0
     delay: float = 0.1
     why: str = _NO_ANSWER
+    if_late: str = _NO_ANSWER
+    told: bool = False
     reached: bool = False
     greeted: bool = False
     info: dict[str, Any] = field(default_factory=dict)
     said: dict[str, Any] = field(default_factory=dict)
     guest: socket.socket | None = None
+    visited: bool = False
     search: Search | None = None
     asked_at: float = 0.0
 
@@ -303,9 +311,9 @@ class Meeting:
         self._secret = hashlib.sha256(token.encode()).digest()[:16]
         self._hello = {"token": token, "name": me.name, "mtu": me.mtu, "gpus": me.gpus, "torch": me.torch}
         self.peers = list(peers)
-        self._index = [peer.name for peer in peers].index(me.name)
+        self.index = [peer.name for peer in peers].index(me.name)
         # Every node begins with the one after it, so that not all knock at the same door.
-        others = self.peers[self._index + 1 :] + self.peers[: self._index]
+        others = self.peers[self.index + 1 :] + self.peers[: self.index]
         self.links = {peer.name: Link(peer) for peer in others}
         self._announced: list[dict[str, Any]] = []
         self._selector = selectors.DefaultSelector()
@@ -389,11 +397,12 @@ class Meeting:
         if link.sock is None and now >= link.next_try:
             self._connect(link, now)
         elif link.sock is not None and not link.greeted and now > link.expires:
-            self._drop(link, _NO_ANSWER)
+            self._drop(link, link.if_late)
 
     def _connect(self, link: Link, now: float) -> None:
         sock = socket.socket(family_of(link.peer.address), socket.SOCK_STREAM)
-        link.sock, link.lines, link.greeted, link.expires = sock, Lines(), False, now + _CONNECT_SECONDS
+        link.sock, link.lines, link.greeted = sock, Lines(), False
+        link.if_late, link.expires = _NO_ANSWER, now + _CONNECT_SECONDS
         try:
             sock.setblocking(False)
             sock.bind((self.me.address, 0))
@@ -410,7 +419,7 @@ class Meeting:
         if failed:
             self._drop(link, _WHY.get(failed, os.strerror(failed)))
             return
-        link.expires = time.monotonic() + _HELLO_SECONDS
+        link.if_late, link.expires = _MUTE, time.monotonic() + _HELLO_SECONDS
         self._selector.modify(sock, selectors.EVENT_READ, partial(self._answered, link))
         self._send(link, self._hello)
 
@@ -428,11 +437,12 @@ class Meeting:
         for message in messages:
             if "refused" in message:
                 reason = str(message["refused"])
-                self._drop(link, _REFUSALS.get(reason, reason))
+                self._drop(link, _REFUSALS.get(reason, reason), told=True)
                 return
             if message.get("name") != link.peer.name or not self._knows(message):
                 who = str(message.get("name", "another program"))
-                self._drop(link, f"{who} answers at that address: two nodes have it, or the inventory is wrong")
+                why = f"{who} answers at that address: two nodes have it, or the inventory is wrong"
+                self._drop(link, why, told=True)
                 return
             link.reached = link.greeted = True
             link.info = message
@@ -446,12 +456,15 @@ class Meeting:
         except OSError as error:
             self._drop(link, _WHY.get(error.errno or 0, str(error)))
 
-    def _drop(self, link: Link, why: str) -> None:
+    def _drop(self, link: Link, why: str, told: bool = False) -> None:
+        """``told``: the other side gave the reason, which explains more than its silence later."""
         if link.sock is not None:
             with contextlib.suppress(KeyError, ValueError):
                 self._selector.unregister(link.sock)
             link.sock.close()
-        link.sock, link.greeted, link.why = None, False, why
+        link.sock, link.greeted = None, False
+        if told or not link.told:
+            link.why, link.told = why, told
         link.next_try = time.monotonic() + link.delay * random.uniform(0.7, 1.3)
         link.delay = min(1.0, link.delay * 1.5)
 
@@ -501,7 +514,7 @@ class Meeting:
             self._forget(sock)
             return
         del self._strangers[sock]
-        link.guest, link.info = sock, hello
+        link.guest, link.visited, link.info = sock, True, hello
         # Whoever failed to reach that peer before need not wait any longer.
         link.next_try = min(link.next_try, time.monotonic())
         self._selector.modify(sock, selectors.EVENT_READ, partial(self._listen, link, lines))
@@ -550,7 +563,7 @@ class Meeting:
 
     def _ask(self, link: Link, size: int, now: float) -> None:
         link.asked_at = now
-        packet = _PROBE.pack(_MAGIC, self._secret, _ASK, self._index, size)
+        packet = _PROBE.pack(_MAGIC, self._secret, _ASK, self.index, size)
         # Not even this node's own interface may take it (EMSGSIZE), or its firewall (EPERM): that is an answer not come.
         with contextlib.suppress(OSError):
             packet = packet.ljust(size - headers(self.me.address), b"\0")
@@ -570,7 +583,7 @@ class Meeting:
                 continue
             if kind == _ASK and len(data) + headers(self.me.address) == size:
                 with contextlib.suppress(OSError):
-                    sock.sendto(_PROBE.pack(_MAGIC, self._secret, _ANSWER, self._index, size), source)
+                    sock.sendto(_PROBE.pack(_MAGIC, self._secret, _ANSWER, self.index, size), source)
             elif kind == _ANSWER:
                 link = self.links.get(self.peers[index].name)
                 if link and link.search and link.search.found is None and link.search.size == size:
@@ -589,6 +602,10 @@ def grouped(pairs: Iterable[tuple[Any, str]]) -> dict[Any, list[str]]:
     return groups
 
 
+def why_unreached(link: Link) -> str:
+    return _ONE_WAY if link.visited and link.why in (_NO_ANSWER, _WHY[errno.ECONNREFUSED]) else link.why
+
+
 def unreached_problems(unreached: Mapping[str, tuple[str, str]], port: int, seconds: float) -> list[str]:
     """One sentence a reason: ``unreached`` has name -> (address, reason)."""
     groups = grouped((why, f"{name} ({address})") for name, (address, why) in unreached.items())
@@ -596,6 +613,22 @@ def unreached_problems(unreached: Mapping[str, tuple[str, str]], port: int, seco
         f"no TCP connection to {name_some(names)} on port {port} in {seconds:g} s: {why}. Mend: {_MENDS}"
         for why, names in groups.items()
     ]
+
+
+def silent_problems(meeting: Meeting, silent: Iterable[str]) -> list[str]:
+    """What to say of peers that were reached, and never said that they are done."""
+    links = [meeting.links[name] for name in silent if meeting.links[name].reached]
+    left = [link.peer.name for link in links if link.visited]
+    shut_out = [f"{link.peer.name} ({link.peer.address})" for link in links if not link.visited]
+    problems = []
+    if shut_out:
+        problems.append(
+            f"no TCP connection from {name_some(shut_out)} has come to port {meeting.port} here, though this node reaches it: "
+            f"a firewall here or on the way keeps it out. Mend: {_MENDS}"
+        )
+    if left:
+        problems.append(f"{name_some(left)} answered, but left before its own part was done: look at its result")
+    return problems
 
 
 def packet_problems(me: Myself, found: Mapping[str, int], theirs: Mapping[str, int], port: int) -> list[str]:
@@ -635,12 +668,9 @@ def odd_mtu(mtus: Mapping[str, int], me: str, head: str) -> str | None:
 def meeting_result(meeting: Meeting) -> tuple[dict[str, Any], dict[str, int | None], list[str]]:
     """Who was reached, the largest packet to each, and what is wrong."""
     me, links = meeting.me, meeting.links.values()
-    reached = {link.peer.name: True if link.reached else link.why for link in links}
-    problems = unreached_problems(
-        {link.peer.name: (link.peer.address, link.why) for link in links if not link.reached},
-        meeting.port,
-        meeting.seconds,
-    )
+    reached = {link.peer.name: True if link.reached else why_unreached(link) for link in links}
+    unreached = {name: (meeting.links[name].peer.address, why) for name, why in reached.items() if why is not True}
+    problems = unreached_problems(unreached, meeting.port, meeting.seconds)
     # Where time was up, what has passed so far counts.
     searches = {link.peer.name: link.search for link in links if link.reached and link.search}
     sizes = {name: search.passes for name, search in searches.items() if search.found is not None or search.passes}
@@ -868,19 +898,22 @@ def describe_nccl(logs: Sequence[NcclLog], counts: Sequence[int], node: int) -> 
 # What the kernel counted for Gloo -----------------------------------------------------------------------------------
 
 
-def judge_gloo(
-    me: Myself, connections: Sequence[Mapping[str, Any]], interfaces: Mapping[str, str], store: Sequence[Any], size: int
-) -> tuple[list[str], list[str]]:
+def judge_gloo(me: Myself, answer: Mapping[str, Any], store: Sequence[Any], size: int) -> tuple[list[str], list[str]]:
     """The interfaces that carried Gloo's traffic, and what is wrong with them. Nobody to talk to: ask only with peers."""
-    traffic = [c for c in connections if list(store) not in ([*c["local"]], [*c["remote"]])]
+    interfaces, chosen = answer["interfaces"], answer.get("chosen")
+    traffic = [c for c in answer["connections"] if list(store) not in ([*c["local"]], [*c["remote"]])]
     mine = str(ipaddress.ip_address(me.address))
+    mend = f"see that GLOO_SOCKET_IFNAME is {me.interface} in a fresh login of the account (/etc/profile.d, ~/.profile)"
     problems = []
     elsewhere = grouped((c["local"][0], c["remote"][0]) for c in traffic if c["local"][0] != mine)
     for address, remotes in elsewhere.items():
         problems.append(
             f"on {me.name} Gloo talks to {name_some(sorted(set(remotes)))} from {address} ({interfaces.get(address, '?')}), not "
-            f"from {me.address} ({me.interface}): see that GLOO_SOCKET_IFNAME is {me.interface} in a fresh login of the account"
+            f"from {me.address} ({me.interface}): {mend}"
         )
+    # It may have gone well: Gloo listens on that interface, and whether anybody has to connect depends on the addresses.
+    if not problems and chosen and set(chosen.split(",")) != {me.interface}:
+        problems.append(f"on {me.name} GLOO_SOCKET_IFNAME is {chosen} where {me.interface} is expected: {mend}")
     sent = sum(c["sent"] for c in traffic if c["local"][0] == mine)
     if not problems and sent < size:
         problems.append(
@@ -935,14 +968,33 @@ def why_no_torch(user: str, python: str) -> str:
         return f"no torch: there is no {python}"
     code = "import importlib.util, sys; sys.exit(10 + (importlib.util.find_spec('torch') is None))"
     command = login(user, [python, "-c", code])
+    quiet = {"stdin": subprocess.DEVNULL, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
     try:
-        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False, timeout=30, cwd="/")
-    except (OSError, subprocess.TimeoutExpired) as error:
-        raise ProofError(f"a login of '{user}' cannot run {python}: {error}") from None
-    if done.returncode not in (10, 11):
-        words = done.stderr.decode(errors="replace").strip().splitlines() or ["no message"]
-        raise ProofError(f"a login of '{user}' cannot run {python}: {words[-1][:200]} (status {done.returncode})")
-    return "" if done.returncode == 10 else f"no torch in {python}"
+        process = subprocess.Popen(command, cwd="/", start_new_session=True, **quiet)  # type: ignore[call-overload]
+    except OSError as error:
+        raise ProofError(f"no login of '{user}' can be made: {error}") from None
+    try:
+        _nothing, errors = process.communicate(timeout=_LOGIN_SECONDS)
+    except subprocess.TimeoutExpired:
+        kill_group(process)
+        raise ProofError(
+            f"a login of '{user}' has not ended after {_LOGIN_SECONDS:g} s: see what its files (/etc/profile, "
+            f"/etc/profile.d, ~/.profile) wait for"
+        ) from None
+    except ProofError:
+        kill_group(process)
+        raise
+    if process.returncode not in (10, 11):
+        words = errors.decode(errors="replace").strip().splitlines() or ["no message"]
+        raise ProofError(f"a login of '{user}' cannot run {python}: {words[-1][:200]} (status {process.returncode})")
+    return "" if process.returncode == 10 else f"no torch in {python}"
+
+
+def kill_group(process: subprocess.Popen[bytes]) -> None:
+    """A process that has not been waited for, and all that it has started: its number is still its own."""
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
 
 
 def read_small(path: Path, most: int = 8 << 20) -> str:
@@ -1003,13 +1055,10 @@ class Ranks:
         process = self._process
         if process is None or process.returncode is not None:
             return
-        with contextlib.suppress(ProcessLookupError, PermissionError):
-            os.killpg(process.pid, signal.SIGKILL)
+        kill_group(process)
         # Not before: they would take the directory with them.
         if process.stdin:
-            with contextlib.suppress(OSError):
-                process.stdin.close()
-        process.wait()
+            process.stdin.close()
 
     def close(self) -> None:
         self.kill()
@@ -1046,15 +1095,15 @@ def rank_problems(
 
 def run_collective(meeting: Meeting, ranks: Ranks, count: int, seconds: float) -> str:
     """Wait for this node's ranks, as long as nobody else's have failed; how they ended, '' where well."""
-    deadline, broken_at, broken = time.monotonic() + seconds, None, []
+    deadline, last_words, broken = time.monotonic() + seconds, float("inf"), []
     ended = ""
     while ranks.exit_status() is None:
         meeting.step()
         now = time.monotonic()
-        broken = broken or meeting.failed_elsewhere()
-        if broken and broken_at is None:
-            broken_at = now
-        if broken_at is not None and now > broken_at + _LAST_WORDS:
+        if not broken:
+            broken = meeting.failed_elsewhere()
+            last_words = now + min(_LAST_WORDS, seconds / 5) if broken else last_words
+        if now > last_words:
             ended = f"was ended, because it failed on {name_some(broken)},"
             break
         if now > deadline:
@@ -1067,19 +1116,7 @@ def run_collective(meeting: Meeting, ranks: Ranks, count: int, seconds: float) -
     return ended
 
 
-NOT_RUN: dict[str, Any] = {
-    "ran": False,
-    "reason": None,
-    "backend": None,
-    "world": 0,
-    "network": None,
-    "interface": None,
-    "hcas": [],
-    "intra": None,
-    "version": None,
-    "gb_per_s": None,
-    "problems": [],
-}
+NOT_RUN: dict[str, Any] = {"ran": False, "reason": None}
 
 
 @dataclass(frozen=True)
@@ -1093,21 +1130,23 @@ class Collective:
     expect: Expected
 
 
-def prove_collective(meeting: Meeting, how: Collective) -> dict[str, Any]:
-    """The collective's part of the result. Everybody has met, and nobody has a problem so far."""
+def prove_collective(meeting: Meeting, how: Collective) -> tuple[dict[str, Any], list[str]]:
+    """The collective's part of the result, and what is wrong. Everybody has met, and nobody has a problem so far."""
     me, peers = meeting.me, meeting.peers
     about: dict[str, Mapping[str, Any]] = {name: link.info for name, link in meeting.links.items()}
     about[me.name] = {"gpus": me.gpus, "torch": me.torch}
     lacking = grouped((str(about[peer.name]["torch"]), peer.name) for peer in peers if about[peer.name].get("torch"))
     if lacking:
         reason = "; ".join(f"{why} on {name_some(names)}" for why, names in lacking.items())
-        return {**NOT_RUN, "reason": f"not run: {reason}"}
+        everywhere = sum(map(len, lacking.values())) == len(peers)
+        problems = [] if everywhere or not me.torch else [f"{me.torch}, which other nodes have: run --tags python_env"]
+        return {**NOT_RUN, "reason": f"not run: {reason}"}, problems
     layout = lay_out(peers, {name: int(info.get("gpus") or 0) for name, info in about.items()}, meeting.port + 1)
-    node = [peer.name for peer in peers].index(me.name)
+    node = meeting.index
     count, world = layout.counts[node], sum(layout.counts)
     result = {**NOT_RUN, "backend": layout.backend, "world": world}
     if not count:
-        return {**result, "reason": "not run here: this node has no GPU, and others have"}
+        return {**result, "reason": "not run here: this node has no GPU, and others have"}, []
     size = _GPU_BYTES if layout.backend == "nccl" else _CPU_BYTES
     config = {
         "backend": layout.backend,
@@ -1123,29 +1162,26 @@ def prove_collective(meeting: Meeting, how: Collective) -> dict[str, Any]:
             open_socket(socket.SOCK_STREAM, *layout.store, until=meeting.deadline).close()
         ranks = Ranks(how.user, how.python, how.script, config)
     except ProofError as error:
-        return {**result, "problems": [str(error)]}
+        return {**result, "reason": "not run: it cannot be started"}, [str(error)]
     try:
         ended = run_collective(meeting, ranks, count, how.seconds)
-        answers, logs = ranks.answers(count), ranks.nccl_logs(count) if layout.backend == "nccl" else []
-        if ended:
-            warnings = [warning for log in logs for warning in log.warnings]
-            problems = rank_problems(me.name, answers, warnings, ended, ranks.last_output())
-        else:
-            problems = []
+        answers, output = ranks.answers(count), ranks.last_output()
+        logs = ranks.nccl_logs(count) if layout.backend == "nccl" else []
     finally:
         ranks.close()
-    first = answers[0]
-    result.update(ran=not ended, gb_per_s=first.get("gb_per_s"))
-    if layout.backend == "nccl":
+    if logs:
         result.update(describe_nccl(logs, layout.counts, node))
-        problems += judge_nccl(me.name, logs, layout.counts, node, how.expect) if not ended else []
-    elif not ended:
-        result.update(network="TCP", version=first.get("torch"))
-        if world > 1:
-            used, wrong = judge_gloo(me, first["connections"], first["interfaces"], layout.store, size)
-            result["interface"] = ", ".join(used)
-            problems += wrong
-    return {**result, "problems": problems}
+    if ended:
+        warnings = [warning for log in logs for warning in log.warnings]
+        return {**result, "reason": "it failed"}, rank_problems(me.name, answers, warnings, ended, output)
+    result.update(ran=True, gb_per_s=answers[0].get("gb_per_s"))
+    if logs:
+        return result, judge_nccl(me.name, logs, layout.counts, node, how.expect)
+    result.update(network="TCP", version=answers[0].get("torch"))
+    if world == 1:
+        return result, []
+    used, problems = judge_gloo(me, answers[0], layout.store, size)
+    return {**result, "interface": ", ".join(used)}, problems
 
 
 def prove(
@@ -1158,25 +1194,24 @@ def prove(
         reached, mtu, problems = meeting_result(meeting)
         meeting.announce(done=True, problems=len(problems))
         silent = meeting.wait_for("done")
-        gone = [name for name in silent if reached.get(name) is True]
-        if gone:
-            problems.append(f"{name_some(gone)} answered, but left before its own part was done: look at its result")
-        outcome = {**NOT_RUN, "reason": "not run: not asked for" if collective is None else None}
+        problems += silent_problems(meeting, silent)
+        outcome: dict[str, Any] = {**NOT_RUN, "reason": "not run: not asked for"}
         if collective is not None:
             troubled = [name for name, link in meeting.links.items() if link.said.get("problems")]
             if problems or silent or troubled:
                 where = f" ({name_some(troubled)})" if troubled and not problems else ""
                 outcome["reason"] = f"not run: the nodes do not reach each other as they should{where}"
             else:
-                outcome = prove_collective(meeting, collective)
-            meeting.announce(over=True, ok=outcome["ran"] or not outcome["problems"])
+                outcome, wrong = prove_collective(meeting, collective)
+                problems += wrong
+            meeting.announce(over=True, ok=outcome["ran"] or not problems)
     finally:
         meeting.close()
     return {
         "reached": reached,
         "mtu": mtu,
         "collective": outcome,
-        "problems": problems + outcome["problems"],
+        "problems": problems,
         "seconds": round(time.monotonic() - meeting.started, 1),
     }
 
@@ -1189,14 +1224,11 @@ def record_of(result: Mapping[str, Any], fingerprint: str, when: str) -> dict[st
         said += f" with packets of {min(sizes)} bytes"
     seen = result["collective"]
     if seen["ran"]:
-        way = [
-            seen.get("intra") and f"{seen['intra']} inside a node",
-            nodes > 1 and f"{seen['network']} on {seen['interface']}",
-        ]
-        said += (
-            f"; all-reduce of {seen['world']} processes ({seen['backend']}) over {' and '.join(word for word in way if word)}, "
-            f"{seen['gb_per_s']:.3g} GB/s"
-        )
+        ways = [f"{seen['intra']} inside a node"] if seen.get("intra") else []
+        ways += [f"{seen['network']} on {seen['interface']}"] if nodes > 1 else []
+        said += f"; all-reduce of {seen['world']} processes ({seen['backend']})"
+        said += f" over {' and '.join(ways)}" if ways else ""
+        said += f", {seen['gb_per_s']:.3g} GB/s" if seen["gb_per_s"] else ""
     else:
         said += f"; all-reduce {seen['reason']}"
     return {"fingerprint": fingerprint, "when": when, "text": said}

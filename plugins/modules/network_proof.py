@@ -92,8 +92,8 @@ options:
       Needed with O(collective).
     type: str
   python:
-    description: The environment's Python. Where it, or torch in it, is missing on a node, the collective is not run, which is
-      no failure.
+    description: The environment's Python. Where it, or torch in it, is missing, the collective is not run. On all nodes that
+      is no failure; on some it is theirs.
     type: path
     default: /opt/metalray/venv/bin/python
   user:
@@ -183,7 +183,7 @@ mtu:
   type: dict
   sample: {node2: 9000}
 collective:
-  description: What the all-reduce showed.
+  description: What the all-reduce showed. Where it was not run, or failed, only what is known.
   returned: always
   type: dict
   contains:
@@ -218,10 +218,6 @@ collective:
     gb_per_s:
       description: Bus bandwidth of one all-reduce of 64 MiB (NCCL) or 1 MiB (Gloo) in GB/s. For information.
       type: float
-    problems:
-      description: What is wrong with it.
-      type: list
-      elements: str
 problems:
   description: Everything that is wrong, one sentence each.
   returned: always
@@ -373,7 +369,8 @@ def main() -> None:
         try:
             apply_files(module, [Wanted(f"/{PROOF_RECORD}", json.dumps(facts["network_proof"], indent=1) + "\n")])
         except FilesError as error:
-            module.fail_json(msg=f"the proof has passed, and cannot be kept: {error}", **result)
+            msg = f"the proof has passed, and cannot be kept, so it would be repeated every time: {error}. Let root write there"
+            module.fail_json(msg=msg, **result)
     module.exit_json(changed=False, ansible_facts=facts, **result)
 
 

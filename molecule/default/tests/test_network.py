@@ -74,7 +74,7 @@ def test_a_login_that_sends_gloo_elsewhere_is_noticed():
         # Whoever accepts it is told by a fresh login that it wins over what was written.
         run = site(*stage, "-e", json.dumps({"network_env_accept": ["GLOO_SOCKET_IFNAME"]}))
         assert {node for node, counts in run.recap.items() if counts["failed"]} == {"node2"}, run.text[-4000:]
-        assert "printenv GLOO_SOCKET_IFNAME" in run.said
+        assert "A fresh login of ops has 'lo 10.77.251.12' where 'enp157s0f0np0 10.77.251.12'" in run.said
     finally:
         on("node2", "sudo rm /etc/profile.d/zz-local.sh")
 

@@ -203,6 +203,9 @@ def run_rank(config: dict[str, Any], local_rank: int, say: Callable[[str], None]
 
     say(f"meeting the other ranks at {config['store'][0]} port {config['store'][1]}")
     with rendezvous(config, rank, world, timeout) as store:
+        variable = f"{backend.upper()}_SOCKET_IFNAME"
+        chosen = os.environ.get(variable)
+        say(f"connecting to the other ranks ({variable} is {chosen or 'not set'} in this login)")
         dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timeout)
         for members, where in ((mine, "inside the node"), (range(world), "across the nodes")):
             if members is mine and len(mine) in (1, world):
@@ -223,6 +226,7 @@ def run_rank(config: dict[str, Any], local_rank: int, say: Callable[[str], None]
             "torch": str(torch.__version__),
             "connections": own_connections(),
             "interfaces": interfaces_by_address(),
+            "chosen": chosen,
         }
         dist.destroy_process_group()
     return result
@@ -270,7 +274,7 @@ def main(folder: Path) -> int:
     while any(rank.poll() is None for rank in ranks):
         if failed_at is None and any(rank.poll() for rank in ranks):
             failed_at = time.monotonic()
-        if failed_at is not None and time.monotonic() > failed_at + LAST_WORDS:
+        if failed_at is not None and time.monotonic() > failed_at + min(LAST_WORDS, config["seconds"] / 5):
             for rank in ranks:
                 rank.kill()
         time.sleep(0.05)
