@@ -17,7 +17,7 @@ _display = Display()
 
 def last_proof(facts: Any) -> dict[str, Any]:
     """Of this run, or the one that preflight found on the node."""
-    return facts.get("network_proof") or facts["metalray_node"]["network_proof"] or {}
+    return facts["network_proof"] if "network_proof" in facts else facts["metalray_node"]["network_proof"]
 
 
 class ActionModule(ActionBase):
@@ -35,8 +35,9 @@ class ActionModule(ActionBase):
                 "dashboard_port": {"type": "int", "default": 8265},
             }
         )
-        hostvars = (task_vars or {})["hostvars"]
-        facts = (task_vars or {})["ansible_facts"]
+        task_vars = task_vars or {}
+        hostvars = task_vars["hostvars"]
+        facts = task_vars["ansible_facts"]
         plan = facts["cluster_plan"]
         versions = {name: hostvars[name].get("ansible_facts", {}).get("package_versions", {}) for name in plan["nodes"]}
         head = hostvars[plan["head"]]
@@ -48,7 +49,10 @@ class ActionModule(ActionBase):
             head.get("ansible_ssh_private_key_file"),
             port,
         )
-        network = describe_proof(last_proof(head["ansible_facts"]), facts["network_plan"]["fingerprint"])
+        # Of a host that this run has lost, the older facts say nothing any more.
+        lost = set(task_vars["ansible_play_hosts_all"]) - set(task_vars["ansible_play_hosts"])
+        records = {name: {} if name in lost else last_proof(hostvars[name]["ansible_facts"]) for name in plan["nodes"]}
+        network = describe_proof(records, facts["network_plan"]["fingerprint"])
         text = render(plan, arguments["cluster"], versions, arguments["training"], network, command, port)
         _display.display("\n" + text + "\n")
         return {**result, "changed": False, "summary": text.splitlines()}

@@ -34,7 +34,7 @@ class ActionModule(ActionBase):
             {"name": name, "fabric": nodes[name]["fabric"], **part}
             for name, part in facts["cluster_plan"]["nodes"].items()
         ]
-        record = nodes[facts["cluster_plan"]["head"]]["network_proof"] or {}
-        text = render_report(facts["network_plan"], members, record)
+        records = {name: node["network_proof"] for name, node in nodes.items()}
+        text = render_report(facts["network_plan"], members, records)
         _display.display("\n" + text + "\n")
         return {**result, "changed": False, "report": text.splitlines()}

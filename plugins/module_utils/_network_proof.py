@@ -1195,9 +1195,9 @@ def prove(
         meeting.announce(done=True, problems=len(problems))
         silent = meeting.wait_for("done")
         problems += silent_problems(meeting, silent)
+        troubled = [name for name, link in meeting.links.items() if link.said.get("problems")]
         outcome: dict[str, Any] = {**NOT_RUN, "reason": "not run: not asked for"}
         if collective is not None:
-            troubled = [name for name, link in meeting.links.items() if link.said.get("problems")]
             if problems or silent or troubled:
                 where = f" ({name_some(troubled)})" if troubled and not problems else ""
                 outcome["reason"] = f"not run: the nodes do not reach each other as they should{where}"
@@ -1212,6 +1212,7 @@ def prove(
         "mtu": mtu,
         "collective": outcome,
         "problems": problems,
+        "passed": not (problems or silent or troubled),
         "seconds": round(time.monotonic() - meeting.started, 1),
     }
 

@@ -71,8 +71,8 @@ def _files(part: Mapping[str, Any], leave_out: Mapping[str, Any] | None = None) 
     return lines
 
 
-def render_report(plan: Mapping[str, Any], members: Sequence[Mapping[str, Any]], record: Mapping[str, Any]) -> str:
-    """The whole report."""
+def render_report(plan: Mapping[str, Any], members: Sequence[Mapping[str, Any]], records: Mapping[str, Any]) -> str:
+    """The whole report; ``records`` are the nodes' own of their last proof."""
     lines = [*table([_HEADINGS, *node_rows(members)]), ""]
     if "nodes" in plan:
         lines.append(f"Transport between nodes: {_TRANSPORTS[plan['transport']]} (profile {plan['profile']})")
@@ -88,5 +88,5 @@ def render_report(plan: Mapping[str, Any], members: Sequence[Mapping[str, Any]],
         lines += ["", "What stops a run:", *(f"  - {problem}" for problem in others)]
     lines += ["", "Check of the variables (errors stop a run):", plan["findings"] or "  nothing to say"]
     if "fingerprint" in plan:
-        lines += ["", describe_proof(record, plan["fingerprint"])]
+        lines += ["", describe_proof(records, plan["fingerprint"])]
     return "\n".join(lines)

@@ -80,12 +80,14 @@ def describe_training(training: Mapping[str, Any] | None) -> list[str]:
     return lines
 
 
-def describe_proof(record: Mapping[str, Any], fingerprint: str) -> str:
-    """The last proof of the network in one line; ``record`` is what a node keeps of it."""
-    if not record:
-        return "Network: not proved yet, --tags network_env does"
-    stale = "; something has changed since, --tags network_env proves it again"
-    return f"Network: {record['text']} ({record['when']}{'' if record['fingerprint'] == fingerprint else stale})"
+def describe_proof(records: Mapping[str, Mapping[str, Any]], fingerprint: str) -> str:
+    """The last proof of the network in one line; ``records`` are what the nodes keep of it, the head's first."""
+    current = [record for record in records.values() if record.get("fingerprint") == fingerprint]
+    if not current:
+        return "Network: not proved as it is now, --tags network_env does"
+    lacking = [name for name, record in records.items() if record.get("fingerprint") != fingerprint]
+    but = f"; not proved on {', '.join(lacking)}, --tags network_env does or says why" if lacking else ""
+    return f"Network: {current[0]['text']} ({current[0]['when']}{but})"
 
 
 def tunnel(host: str, user: str | None, port: int | None, key: str | None, dashboard_port: int) -> str:

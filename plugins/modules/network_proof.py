@@ -130,7 +130,8 @@ options:
   record:
     description:
       - Keep a proof that passes under this fingerprint in C(/var/lib/metalray/network_proof.json), where
-        M(metalray.cluster.node_facts) finds it. A log of what has been seen, which counts as no change.
+        M(metalray.cluster.node_facts) finds it. An older one is removed first; with an empty text
+        nothing is kept. A log of what has been seen, which counts as no change.
     type: str
 seealso:
   - module: metalray.cluster.nccl_env
@@ -169,7 +170,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 ansible_facts:
-  description: C(network_proof), the record, with O(record).
+  description: C(network_proof), the record, or nothing where none was kept.
   returned: success
   type: dict
 reached:
@@ -218,6 +219,10 @@ collective:
     gb_per_s:
       description: Bus bandwidth of one all-reduce of 64 MiB (NCCL) or 1 MiB (Gloo) in GB/s. For information.
       type: float
+passed:
+  description: Whether this node has no problem, and no other that it heard of.
+  returned: always
+  type: bool
 problems:
   description: Everything that is wrong, one sentence each.
   returned: always
@@ -234,6 +239,7 @@ seconds:
   type: float
 """
 
+import contextlib
 import ipaddress
 import json
 import os
@@ -355,6 +361,10 @@ def main() -> None:
             }
             planned = plan_text(me, peers, given["port"], collective)
             module.exit_json(changed=False, planned=planned, seconds=0.0, **empty)
+        if given["record"] is not None:
+            # It holds no longer, until it has been shown again. One that cannot be removed cannot be written either.
+            with contextlib.suppress(OSError):
+                os.unlink(f"/{PROOF_RECORD}")
         if collective:
             me = replace(me, torch=why_no_torch(collective.user, collective.python))
         result = prove(me, peers, given["port"], given["token"], given["timeout"], collective)
@@ -362,8 +372,8 @@ def main() -> None:
         module.fail_json(msg=f"{error}.")
     if result["problems"]:
         module.fail_json(msg=" ".join(f"{problem}." for problem in result["problems"]), **result)
-    facts = {}
-    if given["record"]:
+    facts: dict[str, Any] = {"network_proof": {}}
+    if given["record"] and result["passed"]:
         when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
         facts = {"network_proof": record_of(result, given["record"], when)}
         try:

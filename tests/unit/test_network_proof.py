@@ -801,22 +801,33 @@ def test_a_proof_that_passes_is_kept(record_file, capsys, monkeypatch):
     assert re.fullmatch(r"\d{4}-\d\d-\d\d \d\d:\d\d UTC", kept["when"])
 
 
+ALONE_OF_TWO = {
+    "timeout": 0.1,
+    "peers": [{"name": n, "address": f"127.77.0.{i}"} for i, n in ((1, "a"), (2, "b"))],
+}
+
+
 @pytest.mark.parametrize(
-    "options",
+    ("options", "stays"),
     [
-        {},
-        {"record": ""},
-        {"record": "f1", "_ansible_check_mode": True},
-        {
-            "record": "f1",
-            "timeout": 0.1,
-            "peers": [{"name": n, "address": f"127.77.0.{i}"} for i, n in ((1, "a"), (2, "b"))],
-        },
+        ({}, True),
+        ({"record": "f1", "_ansible_check_mode": True}, True),
+        ({"record": ""}, False),
+        ({"record": "f1", **ALONE_OF_TWO}, False),
     ],
 )
-def test_nothing_else_is_kept(record_file, capsys, monkeypatch, options):
+def test_nothing_else_is_kept_and_what_was_kept_holds_no_longer(record_file, capsys, monkeypatch, options, stays):
+    record_file.parent.mkdir()
+    record_file.write_text("{}")
     result = run_here(capsys, monkeypatch, **options)
-    assert not record_file.exists() and not result.get("ansible_facts")
+    assert record_file.exists() == stays and not result.get("ansible_facts", {}).get("network_proof")
+
+
+def test_a_proof_that_another_node_failed_is_not_kept(record_file, capsys, monkeypatch):
+    fine_here = {"reached": {}, "mtu": {}, "collective": {}, "problems": [], "passed": False, "seconds": 1.0}
+    monkeypatch.setattr(network_proof, "prove", lambda *_: fine_here)
+    result = run_here(capsys, monkeypatch, record="f1")
+    assert not result.get("failed") and not record_file.exists()
 
 
 def test_a_record_that_cannot_be_kept(record_file, capsys, monkeypatch):
@@ -940,6 +951,7 @@ def test_nothing_outlives_the_module(cluster, python, how):
     folder = Path((Path("/proc") / str(started[0]) / "cmdline").read_bytes().split(b"\0")[2].decode())
     assert folder.is_dir()
     process.send_signal(how)
+    process.wait(timeout=20)
     assert gone(started)
     assert not folder.exists()
 

@@ -51,9 +51,17 @@ def test_nothing_known_yet():
 
 def test_the_last_proof_of_the_network_and_whether_it_still_holds():
     record = {"fingerprint": "f", "text": "3 nodes reach each other", "when": "2026-01-02 03:04 UTC"}
-    assert describe_proof(record, "f") == "Network: 3 nodes reach each other (2026-01-02 03:04 UTC)"
-    assert "something has changed since" in describe_proof(record, "g")
-    assert "not proved yet" in describe_proof({}, "f")
+    proved = "Network: 3 nodes reach each other (2026-01-02 03:04 UTC"
+    assert describe_proof({"a": record, "b": record}, "f") == f"{proved})"
+    # One that failed, or has another fingerprint, is not passed over.
+    assert describe_proof({"a": record, "b": {}, "c": {**record, "fingerprint": "e"}}, "f").startswith(
+        f"{proved}; not proved on b, c,"
+    )
+    assert (
+        describe_proof({"a": record}, "g")
+        == describe_proof({"a": {}}, "f")
+        == ("Network: not proved as it is now, --tags network_env does")
+    )
 
 
 def test_the_tunnel_can_be_pasted():

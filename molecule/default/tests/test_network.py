@@ -59,6 +59,10 @@ def test_it_is_proved_again_only_when_asked_or_when_something_changed():
 def test_one_pair_that_does_not_reach_each_other_is_named():
     with rule("node3", "--source", address("node2"), "--protocol", "tcp", "--dport", "29477", "--jump", "DROP"):
         assert_fails(site(*PROVE), "node3", address("node3"), "29477")
+    # What was proved before holds no longer, and is proved again without being asked to.
+    assert "Network: not proved" in site("--tags", "summary").text
+    assert_unchanged(site("--tags", "network_env"))
+    assert "Network: 3 nodes reach each other" in site("--tags", "summary").text
 
 
 def test_full_packets_that_get_lost_are_measured():
