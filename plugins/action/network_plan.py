@@ -74,7 +74,9 @@ class ActionModule(ActionBase):
         report = render_findings(made.findings, hosts)
         if made.problems and arguments["enforce"]:
             lines = "\n".join(f"  - {problem}" for problem in made.problems)
-            return {**result, "failed": True, "msg": f"Nothing was changed. {len(made.problems)} to mend:\n{lines}"}
+            # With compare_nccl other stages have had their turn.
+            untouched = "The network environment is as it was" if arguments["compare_nccl"] else "Nothing was changed"
+            return {**result, "failed": True, "msg": f"{untouched}. {len(made.problems)} to mend:\n{lines}"}
         fact = {**made.plan, "problems": made.problems, "findings": report}
         if "nodes" in made.plan:
             fact["fingerprint"] = fingerprint(made.plan, nodes)

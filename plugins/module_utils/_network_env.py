@@ -263,9 +263,7 @@ def _decide_roce(members: Sequence[Member], strict: bool, plugin: bool) -> tuple
     ports, problems = _rdma(members, "Ethernet", demanded=True)
     if ports is None:
         return Decision("roce"), problems
-    families = {
-        ipaddress.ip_address(address).version for found in ports.values() for port in found for _, address in port.gids
-    }
+    families = {ipaddress.ip_address(gid[1]).version for found in ports.values() for port in found for gid in port.gids}
     for member in members:
         if _wants_gid(member) and len({port.gids[0][0] for port in ports[member.name]}) != 1:
             problems.append(

@@ -53,7 +53,6 @@ msg:
 import contextlib
 import json
 import os
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -124,9 +123,9 @@ def main() -> None:
     if message or isinstance(result, str):
         module.fail_json(msg=message)
     result.pop("invocation", None)
-    # It is what a module prints already; another round through exit_json would change it.
-    sys.stdout.write(json.dumps(result) + "\n")
-    sys.exit(int(bool(result.get("failed"))))
+    if result.pop("failed", False):
+        module.fail_json(**{"msg": "the job failed", **result})
+    module.exit_json(**result)
 
 
 if __name__ == "__main__":

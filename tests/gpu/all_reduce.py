@@ -41,7 +41,7 @@ def measure(size: int) -> float:
     tensor = torch.ones(size // 2, dtype=torch.bfloat16, device="cuda")
 
     def timed(count: int) -> list[float]:
-        events = [torch.cuda.Event(enable_timing=True) for _ in range(count + 1)]
+        events = [torch.cuda.Event(enable_timing=True) for _event in range(count + 1)]
         events[0].record()
         for event in events[1:]:
             dist.all_reduce(tensor)
@@ -63,7 +63,7 @@ def meet(rank: int, world: int, address: str, ports: Any) -> dist.TCPStore:
     if rank:
         return dist.TCPStore(address, ports.get(timeout=60), world)
     store = dist.TCPStore(address, 0, world, is_master=True, wait_for_workers=False)
-    for _ in range(world - 1):
+    for _other in range(world - 1):
         ports.put(store.port)
     return store
 

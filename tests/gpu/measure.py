@@ -165,9 +165,10 @@ def main() -> None:
 
     with tempfile.TemporaryDirectory() as name:
         directory = Path(name)
-        here = [sys.executable] * 2
 
-        def profiles(hosts: int, interpreters: Sequence[str] = here, mbps: int = 0) -> dict[str, dict[str, str]]:
+        def profiles(
+            hosts: int, interpreters: Sequence[str] = (sys.executable,) * 2, mbps: int = 0
+        ) -> dict[str, dict[str, str]]:
             made = {profile: render(directory, profile, hosts, interpreters, mbps) for profile in ("seed", "auto")}
             return {"nothing set": {}, **made}
 

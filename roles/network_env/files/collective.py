@@ -161,7 +161,8 @@ def timed(reduce: Callable[[], None], agree: Callable[[float], float]) -> float:
 
     once()
     trial = agree(once())
-    return agree(statistics.median(once() for _ in range(int(min(20, max(3, TIMED_SECONDS / max(trial, 1e-6)))))))
+    count = int(min(20, max(3, TIMED_SECONDS / max(trial, 1e-6))))
+    return agree(statistics.median(once() for _turn in range(count)))
 
 
 def run_rank(config: dict[str, Any], local_rank: int, say: Callable[[str], None]) -> dict[str, Any]:
