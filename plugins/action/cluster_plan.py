@@ -7,25 +7,20 @@ from __future__ import annotations
 
 from typing import Any
 
-from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
 from ..module_utils._plan import make_plan
+from ..plugin_utils._action import ControllerAction, to_mend
 from ..plugin_utils._settings import read_settings, read_specs
 
+_ARGUMENTS: dict[str, dict[str, Any]] = {"fact": {"type": "str", "default": "cluster_plan"}}
 _display = Display()
 
 
-class ActionModule(ActionBase):
-    _requires_connection = False
-    _supports_check_mode = True
-    _supports_diff = False
-    TRANSFERS_FILES = False
+class ActionModule(ControllerAction):
+    arguments = _ARGUMENTS
 
-    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        result = super().run(tmp, task_vars)
-        _validation, arguments = self.validate_argument_spec({"fact": {"type": "str", "default": "cluster_plan"}})
-        task_vars = task_vars or {}
+    def work(self, arguments: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
         hostvars, groups = task_vars["hostvars"], task_vars["groups"]
         specs = read_specs()
         hosts = list(dict.fromkeys([*groups.get("head", []), *groups.get("workers", []), *groups.get("cluster", [])]))
@@ -37,6 +32,5 @@ class ActionModule(ActionBase):
         }
         plan, problems = make_plan(groups, nodes, settings, specs, _display.warning)
         if problems:
-            lines = "\n".join(f"  - {problem}" for problem in problems)
-            return {**result, "failed": True, "msg": f"Nothing was changed. {len(problems)} to mend:\n{lines}"}
-        return {**result, "changed": False, "ansible_facts": {arguments["fact"]: plan}}
+            return to_mend("Nothing was changed", problems)
+        return {"ansible_facts": {arguments["fact"]: plan}}

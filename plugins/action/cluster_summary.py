@@ -7,11 +7,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
 from ..module_utils._summary import describe_proof, render, tunnel
+from ..plugin_utils._action import ControllerAction
 
+_ARGUMENTS: dict[str, dict[str, Any]] = {
+    "cluster": {"type": "dict", "default": {}},
+    "training": {"type": "dict", "default": {}},
+    "dashboard_port": {"type": "int", "default": 8265},
+}
 _display = Display()
 
 
@@ -20,22 +25,10 @@ def last_proof(facts: Any) -> dict[str, Any]:
     return facts["network_proof"] if "network_proof" in facts else facts["metalray_node"]["network_proof"]
 
 
-class ActionModule(ActionBase):
-    _requires_connection = False
-    _supports_check_mode = True
-    _supports_diff = False
-    TRANSFERS_FILES = False
+class ActionModule(ControllerAction):
+    arguments = _ARGUMENTS
 
-    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        result = super().run(tmp, task_vars)
-        _validation, arguments = self.validate_argument_spec(
-            {
-                "cluster": {"type": "dict", "default": {}},
-                "training": {"type": "dict", "default": {}},
-                "dashboard_port": {"type": "int", "default": 8265},
-            }
-        )
-        task_vars = task_vars or {}
+    def work(self, arguments: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
         hostvars = task_vars["hostvars"]
         facts = task_vars["ansible_facts"]
         plan = facts["cluster_plan"]
@@ -55,4 +48,4 @@ class ActionModule(ActionBase):
         network = describe_proof(records, facts["network_plan"]["fingerprint"])
         text = render(plan, arguments["cluster"], versions, arguments["training"], network, command, port)
         _display.display("\n" + text + "\n")
-        return {**result, "changed": False, "summary": text.splitlines()}
+        return {"summary": text.splitlines()}

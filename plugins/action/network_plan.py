@@ -9,19 +9,19 @@ import secrets
 from os.path import basename, splitext
 from typing import Any
 
-from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
 from ..module_utils._env_lint import render_findings
 from ..module_utils._network_plan import check_facts, fingerprint, make_members, make_network_plan
 from ..module_utils._plan import plan_addresses
+from ..plugin_utils._action import ControllerAction, refused, to_mend
 from ..plugin_utils._settings import load_catalogue, read_specs, with_defaults
 
+_VARIABLES = ("network_env_", "cluster_interface", "cluster_cidr")
 _ARGUMENTS: dict[str, dict[str, Any]] = {
     "compare_nccl": {"type": "bool", "default": False},
     "enforce": {"type": "bool", "default": True},
 }
-_VARIABLES = ("network_env_", "cluster_interface", "cluster_cidr")
 _display = Display()
 
 
@@ -31,24 +31,19 @@ def _source_name(hostvars: Any) -> str:
     return str(hostvars.get("python_env_source_name") or splitext(basename(url))[0])
 
 
-class ActionModule(ActionBase):
-    _requires_connection = False
-    _supports_check_mode = True
-    _supports_diff = False
-    TRANSFERS_FILES = False
+class ActionModule(ControllerAction):
+    arguments = _ARGUMENTS
 
-    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        result = super().run(tmp, task_vars)
-        _validation, arguments = self.validate_argument_spec(_ARGUMENTS)
-        task_vars = task_vars or {}
+    def work(self, arguments: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
         hostvars = task_vars["hostvars"]
         plan = task_vars.get("ansible_facts", {}).get("cluster_plan")
         hosts = list(plan["nodes"]) if plan else task_vars["ansible_play_hosts"]
         facts = {host: hostvars[host].get("ansible_facts", {}) for host in hosts}
         lacking = [host for host in hosts if "metalray_node" not in facts[host]]
         if lacking:
-            msg = f"no facts of {', '.join(lacking)}. Run metalray.cluster.node_facts on every node before this task"
-            return {**result, "failed": True, "msg": msg}
+            return refused(
+                f"no facts of {', '.join(lacking)}. Run metalray.cluster.node_facts on every node before this task"
+            )
         nodes = {host: facts[host]["metalray_node"] for host in hosts}
         specs = {name: spec for name, spec in read_specs().items() if name.startswith(_VARIABLES)}
         values = {host: with_defaults(hostvars[host], specs) for host in hosts}
@@ -59,7 +54,7 @@ class ActionModule(ActionBase):
             found, _network, problems = plan_addresses(nodes, values, hosts[0])
             picked = {host: candidate.to_dict() for host, candidate in found.items()}
         if problems:
-            return {**result, "failed": True, "msg": "\n".join(problems)}
+            return refused("\n".join(problems))
         source = _source_name(hostvars[hosts[0]])
         made = make_network_plan(
             make_members(nodes, picked, values),
@@ -73,10 +68,9 @@ class ActionModule(ActionBase):
                 _display.warning(warning)
         report = render_findings(made.findings, hosts)
         if made.problems and arguments["enforce"]:
-            lines = "\n".join(f"  - {problem}" for problem in made.problems)
             # With compare_nccl other stages have had their turn.
             untouched = "The network environment is as it was" if arguments["compare_nccl"] else "Nothing was changed"
-            return {**result, "failed": True, "msg": f"{untouched}. {len(made.problems)} to mend:\n{lines}"}
+            return to_mend(untouched, made.problems)
         fact = {**made.plan, "problems": made.problems, "findings": report}
         if "nodes" in made.plan:
             fact["fingerprint"] = fingerprint(made.plan, nodes)
@@ -85,4 +79,4 @@ class ActionModule(ActionBase):
             )
             # Tells the proofs of two runs apart.
             fact["nonce"] = secrets.token_hex(8)
-        return {**result, "changed": False, "ansible_facts": {"network_plan": fact}}
+        return {"ansible_facts": {"network_plan": fact}}

@@ -7,24 +7,16 @@ from __future__ import annotations
 
 from typing import Any
 
-from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
 from ..module_utils._network_report import render_report
+from ..plugin_utils._action import ControllerAction
 
 _display = Display()
 
 
-class ActionModule(ActionBase):
-    _requires_connection = False
-    _supports_check_mode = True
-    _supports_diff = False
-    TRANSFERS_FILES = False
-
-    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        result = super().run(tmp, task_vars)
-        self.validate_argument_spec({})
-        task_vars = task_vars or {}
+class ActionModule(ControllerAction):
+    def work(self, arguments: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
         facts = task_vars["ansible_facts"]
         nodes = {
             name: task_vars["hostvars"][name]["ansible_facts"]["metalray_node"]
@@ -37,4 +29,4 @@ class ActionModule(ActionBase):
         records = {name: node["network_proof"] for name, node in nodes.items()}
         text = render_report(facts["network_plan"], members, records)
         _display.display("\n" + text + "\n")
-        return {**result, "changed": False, "report": text.splitlines()}
+        return {"report": text.splitlines()}

@@ -7,9 +7,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from ansible.plugins.action import ActionBase
-
 from ..module_utils._versions import compare, failure, warnings
+from ..plugin_utils._action import ControllerAction, refused
 
 _SYSTEM = ["os", "kernel", "glibc", "driver", "cuda", "nccl", "nccl_system"]
 _ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -22,30 +21,23 @@ _ARGUMENTS: dict[str, dict[str, Any]] = {
 }
 
 
-class ActionModule(ActionBase):
-    _requires_connection = False
-    _supports_check_mode = True
-    _supports_diff = False
-    TRANSFERS_FILES = False
+class ActionModule(ControllerAction):
+    arguments = _ARGUMENTS
 
-    def run(self, tmp: str | None = None, task_vars: dict[str, Any] | None = None) -> dict[str, Any]:
-        result = super().run(tmp, task_vars)
-        _validation, arguments = self.validate_argument_spec(_ARGUMENTS)
-        task_vars = task_vars or {}
+    def work(self, arguments: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
         hostvars, fact = task_vars["hostvars"], arguments["fact"]
         asked = arguments["hosts"]
         hosts = asked if asked is not None else task_vars.get("ansible_play_hosts", [])
         unknown = [host for host in hosts if host not in hostvars]
         if unknown:
-            return {**result, "failed": True, "msg": f"hosts names {', '.join(unknown)}: not in the inventory"}
+            return refused(f"hosts names {', '.join(unknown)}: not in the inventory")
         facts = {host: hostvars[host].get("ansible_facts", {}).get(fact) for host in hosts}
         lacking = [host for host, value in facts.items() if not value]
         if lacking and asked is not None and not self._task.check_mode:
-            msg = (
+            return refused(
                 f"no fact '{fact}' of {', '.join(lacking)}. Run metalray.cluster.package_versions_facts on every host "
                 "before this task"
             )
-            return {**result, "failed": True, "msg": msg}
         comparison = compare(
             {host: value for host, value in facts.items() if value},
             packages=arguments["packages"],
@@ -53,11 +45,11 @@ class ActionModule(ActionBase):
             warned=arguments["system_warned"],
             reference=arguments["reference"] or next(iter(task_vars.get("groups", {}).get("head", [])), ""),
         )
-        result.update(changed=False, hosts=comparison.hosts, differences=comparison.as_list())
+        result = {"hosts": comparison.hosts, "differences": comparison.as_list()}
         if comparison.warned:
             result["warnings"] = warnings(comparison)
         if comparison.strict:
-            return {**result, "failed": True, "msg": failure(comparison)}
+            return {**result, **refused(failure(comparison))}
         compared = len(comparison.hosts)
         result["msg"] = {0: "no versions to compare yet", 1: "one host only: nothing to compare"}.get(
             compared, f"{compared} hosts have the same versions"

@@ -13,6 +13,7 @@ import sys
 
 import pytest
 from ansible_collections.metalray.cluster.plugins.module_utils import _firewall as fw
+from namespaces import needs_namespaces
 
 MEMBER, STRANGER, NODE, NODE_TO_STRANGER = "10.99.1.2", "10.99.2.2", "10.99.1.1", "10.99.2.1"
 
@@ -418,13 +419,8 @@ def test_rules_saved_by_others_with_ours_in_them_are_named(tmp_path):
 
 # In the kernel: a node with a member on one link and a stranger on another
 
-PROBE = f"mrfw-probe-{os.getpid()}"
-needs_namespaces = pytest.mark.skipif(
-    os.geteuid() != 0
-    or not all(map(shutil.which, ("ip", "nft", "iptables-nft", "iptables-legacy")))
-    or subprocess.run(["ip", "netns", "add", PROBE], capture_output=True, check=False).returncode != 0
-    or subprocess.run(["ip", "netns", "del", PROBE], capture_output=True, check=False).returncode != 0,
-    reason="needs root, network namespaces, nft and iptables",
+needs_tools = pytest.mark.skipif(
+    not all(map(shutil.which, ("nft", "iptables-nft", "iptables-legacy"))), reason="needs nft and iptables"
 )
 
 # Runs inside the node: plans, applies, and says what it did.
@@ -552,6 +548,7 @@ MEMBERS = (MEMBER, "fd99:1::2")
 
 
 @needs_namespaces
+@needs_tools
 def test_closed_to_strangers_open_to_members_ssh_open_to_all(lab):
     assert lab.apply(*MEMBERS) == ["nftables: table inet metalray"]
     assert lab.connect("member", NODE, 6379) == "open"
@@ -573,6 +570,7 @@ def test_closed_to_strangers_open_to_members_ssh_open_to_all(lab):
 
 
 @needs_namespaces
+@needs_tools
 def test_a_connection_that_is_open_is_not_cut(lab):
     code = (
         "import socket,sys; s=socket.create_connection((sys.argv[1],6379),5); s.settimeout(3); print('up',flush=True); "
@@ -590,6 +588,7 @@ def test_a_connection_that_is_open_is_not_cut(lab):
 
 
 @needs_namespaces
+@needs_tools
 def test_a_table_that_was_tampered_with_is_put_right(lab):
     lab.apply(*MEMBERS)
     for damage in (
@@ -618,6 +617,7 @@ table inet site {
 
 
 @needs_namespaces
+@needs_tools
 def test_another_nftables_firewall_is_opened_and_given_back(lab):
     lab.nft(SITE)
     theirs = lab.everything()
@@ -639,6 +639,7 @@ def test_another_nftables_firewall_is_opened_and_given_back(lab):
 
 
 @needs_namespaces
+@needs_tools
 @pytest.mark.parametrize("kind", ["nft", "legacy"])
 def test_iptables_is_opened_and_given_back(lab, kind):
     for tool in (f"iptables-{kind}", f"ip6tables-{kind}"):
@@ -673,6 +674,7 @@ def test_iptables_is_opened_and_given_back(lab, kind):
 
 
 @needs_namespaces
+@needs_tools
 def test_what_docker_forbids_to_forward_is_allowed_between_members(lab):
     lab.sh("node", "sysctl", "-qw", "net.ipv4.ip_forward=1")
     for rule_text in ("-P FORWARD DROP", "-N DOCKER-USER", "-A DOCKER-USER -j RETURN", "-A FORWARD -j DOCKER-USER"):
@@ -690,6 +692,7 @@ def test_what_docker_forbids_to_forward_is_allowed_between_members(lab):
 
 
 @needs_namespaces
+@needs_tools
 def test_the_proof_tells_an_answer_from_a_firewall(lab):
     def probed(port: int) -> str:
         code = (

@@ -42,12 +42,12 @@ from ansible_collections.metalray.cluster.plugins.module_utils._network_proof im
     unreached_problems,
 )
 from ansible_collections.metalray.cluster.plugins.modules import network_proof
+from namespaces import needs_namespaces
 
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(__file__).parent / "data"
 COLLECTIVE = ROOT / "roles/network_env/files/collective.py"
 ME = pwd.getpwuid(os.geteuid()).pw_name
-PROBE = f"npprobe{os.getpid()}"
 
 
 def log(name: str, *changes: tuple[str, str]) -> proof.NcclLog:
@@ -966,13 +966,6 @@ def test_the_rendezvous_is_taken(cluster, python):
 
 
 # Real networks ------------------------------------------------------------------------------------------------------
-
-needs_namespaces = pytest.mark.skipif(
-    os.geteuid() != 0
-    or subprocess.run(["ip", "netns", "add", PROBE], capture_output=True, check=False).returncode != 0
-    or subprocess.run(["ip", "netns", "del", PROBE], capture_output=True, check=False).returncode != 0,
-    reason="needs root and network namespaces",
-)
 
 
 class Network(Cluster):
