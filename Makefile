@@ -2,8 +2,9 @@
 .DEFAULT_GOAL := help
 SANDBOX := inventories/sandbox
 PLAY := .venv/bin/ansible-playbook -i $(SANDBOX)
+PLAY_VM := .venv/bin/ansible-playbook -i inventories/vm
 
-.PHONY: help demo demo-down test lint unit molecule locks build clean
+.PHONY: help demo demo-down vm vm-down test lint unit molecule locks build clean
 
 help: ## List these commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -14,6 +15,13 @@ demo: .venv/.demo ## Three nodes in containers, site.yml over SSH, a training jo
 
 demo-down: .venv/.demo ## Remove all that `make demo` made: nodes, networks, volumes, image, an engine that it started
 	$(PLAY) molecule/sandbox/destroy.yml -e '{"sandbox_remove_all": true}'
+
+vm: .venv/.demo ## Two nodes as virtual machines, bare: ansible-playbook -i inventories/vm site.yml
+	$(PLAY_VM) molecule/vm/create.yml
+	@echo 'Next: .venv/bin/ansible-playbook -i inventories/vm site.yml, or ssh -F .sandbox/vm/ssh_config node1'
+
+vm-down: .venv/.demo ## Remove all that `make vm` made
+	$(PLAY_VM) molecule/vm/destroy.yml -e '{"vm_remove_all": true}'
 
 test: .venv/.test ## Every check that CI runs
 	.venv/bin/python tests/run.py

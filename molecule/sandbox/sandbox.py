@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 PROJECT = Path(__file__).resolve().parents[2]
-INVENTORY = PROJECT / "inventories" / "sandbox"
+INVENTORY = PROJECT / "inventories" / os.environ.get("METALRAY_INVENTORY", "sandbox")
 NAME = os.environ.get("METALRAY_SANDBOX", "test")
 NODES = ("node1", "node2", "node3")
 _SSH = ["ssh", "-F", str(PROJECT / ".sandbox" / NAME / "ssh_config")]

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from ansible.utils.display import Display
@@ -15,6 +16,12 @@ from ..plugin_utils._settings import read_settings, read_specs
 
 _ARGUMENTS: dict[str, dict[str, Any]] = {"fact": {"type": "str", "default": "cluster_plan"}}
 _display = Display()
+
+
+def runs(tag: str, task_vars: Mapping[str, Any]) -> bool:
+    """Whether the play with this tag, and no other, takes part in this run."""
+    wanted, left_out = (set(task_vars.get(f"ansible_{kind}_tags") or ()) for kind in ("run", "skip"))
+    return bool({"all", "tagged", tag} & (wanted or {"all"})) and not {"all", "tagged", tag} & left_out
 
 
 class ActionModule(ControllerAction):
@@ -30,7 +37,7 @@ class ActionModule(ControllerAction):
             for host in hosts
             if "metalray_node" in (facts := hostvars[host].get("ansible_facts", {}))
         }
-        plan, problems = make_plan(groups, nodes, settings, specs, _display.warning)
+        plan, problems = make_plan(groups, nodes, settings, specs, _display.warning, lambda tag: runs(tag, task_vars))
         if problems:
             return to_mend("Nothing was changed", problems)
         return {"ansible_facts": {arguments["fact"]: plan}}

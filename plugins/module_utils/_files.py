@@ -8,6 +8,8 @@ Internal to metalray.cluster: not a public interface.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import grp
 import os
 import pwd
@@ -124,20 +126,48 @@ def _make_parents(path: str) -> None:
         os.chmod(parent, 0o755)
 
 
+def sync_directory(path: str) -> None:
+    """Let the names in a directory survive a power cut, where its file system can promise that."""
+    descriptor = os.open(path or ".", os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        with contextlib.suppress(OSError):
+            os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def sync_file_system(path: str) -> None:
+    """Let everything on the file system of ``path`` survive a power cut. Unlike sync(2) it waits for no other one.
+
+    Raises OSError where the disk fails.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        if ctypes.CDLL(None, use_errno=True).syncfs(descriptor) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), path)
+    finally:
+        os.close(descriptor)
+
+
 def _write(host: Host, path: str, content: str, mode: str, uid: int, gid: int) -> None:
     _make_parents(path)
     descriptor, temporary = tempfile.mkstemp(dir=os.path.dirname(path), prefix=".metalray-")
     try:
         with os.fdopen(descriptor, "w", encoding="utf-8", errors="surrogateescape", newline="") as handle:
             handle.write(content)
-        os.chmod(temporary, int(mode, 8))
-        os.chown(temporary, uid, gid)
+            handle.flush()
+            os.chmod(temporary, int(mode, 8))
+            os.chown(temporary, uid, gid)
+            # Or a power cut may leave the new name with nothing in it. atomic_move does not do it.
+            os.fsync(handle.fileno())
         host.atomic_move(temporary, path)
     finally:
         if os.path.exists(temporary):
             os.unlink(temporary)
     os.chmod(path, int(mode, 8))
     os.chown(path, uid, gid)
+    sync_directory(os.path.dirname(path))
 
 
 def _apply_one(host: Host, wanted: Wanted) -> dict[str, str] | None:

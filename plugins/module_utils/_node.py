@@ -14,14 +14,16 @@ import os
 import platform
 import pwd
 import re
-import shutil
 import socket
 from typing import Any, Callable
 
 from ._addresses import IF_INET6, read_addresses
 from ._env_files import read_environment_files
 from ._fabric import Run, read_fabric
+from ._firewall import ssh_connection_port
+from ._first_contact import read_first_contact
 from ._interfaces import find_candidates, read_links, routed_networks
+from ._nfs import read_shared_dir
 
 _CAP_SYS_RESOURCE = 24
 #: Of the last proof of the network, below the root.
@@ -79,21 +81,6 @@ def count_gpus(root: str) -> int:
         return 0
 
 
-def mount_of(mounts: str, path: str) -> dict[str, str] | None:
-    """Source, mount point and type of the file system that ``path`` lies on, from the text of /proc/mounts."""
-    best = None
-    for line in mounts.splitlines():
-        fields = line.split()
-        if len(fields) < 3:
-            continue
-        point = fields[1].replace("\\040", " ")
-        if (path == point or path.startswith(point.rstrip("/") + "/")) and (
-            best is None or len(point) >= len(best["point"])
-        ):
-            best = {"source": fields[0], "point": point, "type": fields[2]}
-    return best
-
-
 def account(name: str) -> dict[str, Any] | None:
     """Ids, group and home of an account, or None where the node has no such account."""
     try:
@@ -105,13 +92,6 @@ def account(name: str) -> dict[str, Any] | None:
     except KeyError:
         group = str(entry.pw_gid)
     return {"name": name, "uid": entry.pw_uid, "gid": entry.pw_gid, "group": group, "home": entry.pw_dir}
-
-
-def free_bytes(path: str) -> int:
-    """Bytes that a new file at ``path`` could take; the nearest existing parent answers for what is not there yet."""
-    while not os.path.exists(path):
-        path = os.path.dirname(path) or "/"
-    return shutil.disk_usage(path).free
 
 
 def read_record(path: str) -> dict[str, Any]:
@@ -136,13 +116,17 @@ def read_node(
     shared_dir: str,
     venv: str = "/opt/metalray/venv",
     root: str = "/",
+    environment_root: str = "/opt/metalray",
+    python: str = "/usr/bin/python3",
+    tmpdir: str = "/tmp",
 ) -> dict[str, Any]:
     """Everything that preflight needs to know of a node.
 
     ``run_ip`` runs iproute2's ``ip`` and returns its output, ``run`` any command (see ``_fabric``). ``netifaces`` is that
     module, or None where it is not there.
     """
-    routes = json.loads(run_ip(["-j", "route"]) or "[]") + json.loads(run_ip(["-6", "-j", "route"]) or "[]")
+    routes6 = json.loads(run_ip(["-6", "-j", "route"]) or "[]")
+    routes = json.loads(run_ip(["-j", "route"]) or "[]") + routes6
     devices = [] if netifaces else json.loads(run_ip(["-j", "address"]) or "[]")
     addresses = read_addresses(netifaces, read_text(root + IF_INET6), devices)
     candidates = find_candidates(read_links(root), addresses, routes)
@@ -162,16 +146,14 @@ def read_node(
         "can_raise_limits": can_raise_limits(read_text(os.path.join(root, "proc/1/status"))),
         "user": owner,
         "user_wanted": user,
-        "shared_dir": {
-            "exists": os.path.isdir(shared_dir),
-            "mount": mount_of(read_text(os.path.join(root, "proc/mounts")), os.path.realpath(shared_dir)),
-        },
-        "free_bytes": {path: free_bytes(path) for path in ("/", "/opt", "/var")},
+        "shared_dir": read_shared_dir(shared_dir, root),
         "candidates": [candidate.to_dict() for candidate in candidates],
         "networks": routed_networks(routes),
+        "ssh_port": ssh_connection_port(os.getpid()) or 22,
         "boot_id": read_text(os.path.join(root, "proc/sys/kernel/random/boot_id")).strip(),
         "environment_path": os.path.realpath(venv) if os.path.isdir(venv) else "",
         "network_proof": read_record(os.path.join(root, PROOF_RECORD)),
+        "first_contact": read_first_contact(run, routes6, host_name(), environment_root, python, tmpdir, root),
         "fabric": {
             **read_fabric(root, run, venv),
             "environment": read_environment_files(root, owner["home"] if owner else ""),

@@ -17,9 +17,12 @@ from dataclasses import dataclass, field
 from typing import Any, Callable
 
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
+from ansible.module_utils.common.validation import check_type_bool, check_type_list
 
+from . import _nfs as nfs
 from ._docker import DockerError, check_pools, taken_by_reservation
 from ._firewall import FirewallError, closed_ports, parse_networks
+from ._first_contact import judge, together
 from ._interfaces import LOOPBACK, Candidate, InterfaceError, choose, narrow
 
 SUPPORTED = {"debian": {"12", "13"}, "ubuntu": {"22.04", "24.04"}}
@@ -277,17 +280,70 @@ def plan_addresses(
     return picked, network, twins
 
 
+def check_nfs(
+    nodes: Mapping[str, Mapping[str, Any]],
+    values: Mapping[str, Mapping[str, Any]],
+    head: str,
+    head_address: str,
+    warn: Callable[[str], None],
+) -> list[str]:
+    """Whether the head can export the shared directory to the cluster alone, and every worker mount it there."""
+    path = values[head]["cluster_shared_dir"]
+    if values[head]["cluster_shared_backend"] != "nfs":
+        return []
+    problem = nfs.path_problem(path)
+    if problem:
+        return [f"cluster_shared_dir: {problem}"]
+    problems = _check_export(head, values[head])
+    warnings = [] if _squashes_root(values[head]) else [nfs.root_warning(path)]
+    serving = nodes[head]["shared_dir"]["server_threads"] > 0
+    for host, node in nodes.items():
+        if host == head:
+            judged = nfs.check_head(host, path, node["shared_dir"])
+        else:
+            server = values[host].get("nfs_client_server") or head_address
+            source = nfs.source_of(server, path)
+            judged = nfs.check_worker(host, path, node["shared_dir"], source, serving or server != head_address)
+            warnings.append(nfs.soft_warning(check_type_list(values[host].get("nfs_client_mount_options") or [])))
+        problems += judged.problems
+        warnings += judged.warnings
+    for warning in dict.fromkeys(filter(None, warnings)):
+        warn(warning)
+    return problems
+
+
+def _squashes_root(values: Mapping[str, Any]) -> bool:
+    value = values.get("nfs_server_root_squash")
+    return value is None or check_type_bool(value)
+
+
+def _check_export(head: str, values: Mapping[str, Any]) -> list[str]:
+    problems = []
+    options = values.get("nfs_server_export_options")
+    try:
+        nfs.export_options(["rw"] if options is None else check_type_list(options), _squashes_root(values))
+    except nfs.NfsError as error:
+        problems.append(f"{head}: nfs_server_export_options: {error}")
+    try:
+        nfs.parse_clients(check_type_list(values.get("nfs_server_clients") or []))
+    except nfs.NfsError as error:
+        problems.append(f"{head}: nfs_server_clients: {error}")
+    return problems
+
+
 def make_plan(
     groups: Mapping[str, Sequence[str]],
     nodes: Mapping[str, Mapping[str, Any]],
     settings: Mapping[str, Settings],
     specs: Mapping[str, Mapping[str, Any]],
     warn: Callable[[str], None],
+    runs: Callable[[str], bool] = lambda stage: True,
 ) -> tuple[dict[str, Any], list[str]]:
     """The cluster's plan, or the problems that stand in its way.
 
-    ``groups`` are the inventory's; ``nodes`` the facts of the hosts that answered; ``settings`` and ``specs`` the hosts'
-    values and the roles' options. The plan is documented with the action ``cluster_plan``.
+    ``groups`` are the inventory's; ``nodes`` the facts of the hosts that answered, or ``failure`` for one that could not be
+    read; ``settings`` and ``specs`` the hosts' values and the roles' options; ``runs`` tells whether a stage takes part in
+    this run. The plan is documented with the action ``cluster_plan``.
     """
     problems = check_groups(groups)
     if problems:
@@ -301,6 +357,9 @@ def make_plan(
     if problems:
         return {}, problems
 
+    failed = together((host, nodes[host]["failure"]) for host in order if "failure" in nodes.get(host, {}))
+    if failed:
+        return {}, failed
     missing = [host for host in order if host not in nodes]
     if head in missing:
         return {}, [
@@ -318,9 +377,15 @@ def make_plan(
     )
     picked, network, wrong = plan_addresses(answered, values, head)
     problems += wrong
+    refusals, warnings = judge(answered, values, {host: one.address for host, one in picked.items()}, runs)
+    problems += refusals
+    for message in warnings:
+        warn(message)
     networks = sorted({network for node in answered.values() for network in node["networks"]})
     for host in answered:
         problems += check_meaning(host, values[host], networks)
+    if picked:
+        problems += check_nfs(answered, values, head, picked[head].address, warn)
     if problems:
         return {}, problems
 
@@ -333,6 +398,8 @@ def make_plan(
         "head": head,
         "head_address": picked[head].address,
         "addresses": [picked[host].address for host in answered],
+        # The nodes' own port, whatever leads to it from outside; 0 where it is not the same on all.
+        "ssh_port": ports.pop() if len(ports := {node["ssh_port"] for node in answered.values()}) == 1 else 0,
         "missing": missing,
         "nodes": {
             host: {

@@ -4,8 +4,9 @@
 """A virtual environment built from a lock, beside the one in use, and switched to by a link.
 
 Below the root: ``venvs/HASH`` are the environments, ``uv-VERSION`` holds uv, ``cache`` is uv's, on the same disk for
-hard links. An environment is finished if and only if it has its record, which is written last; whatever has none is the
-rest of an interrupted build and is removed by the next one.
+hard links. An environment is finished if and only if it has its record, which is written last, when all else is on the
+disk; whatever has none is the rest of an interrupted build and is removed by the next one. ``.unsynced`` is there while
+something builds: after a power cut it tells that what was fetched may be there in name only.
 
 Internal to metalray.cluster: not a public interface.
 """
@@ -30,6 +31,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ._files import sync_directory, sync_file_system
 from ._versions import (
     RECORD_FILE,
     VersionsError,
@@ -43,6 +45,8 @@ from ._versions import (
 
 _SYSTEM_BUNDLE = Path("/etc/ssl/certs/ca-certificates.crt")
 _SYSTEM_PYTHON = Path("/usr/bin/python3")
+_BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
+_UNSYNCED = ".unsynced"
 # Of the caller's environment: these would lead uv or Python elsewhere.
 _UNWANTED = ("VIRTUAL_ENV", "CONDA_PREFIX", "PYTHONPATH", "PYTHONHOME", "UV_PROJECT_ENVIRONMENT")
 
@@ -305,6 +309,7 @@ def switch(venv: Path, target: Path) -> None:
         aside.unlink()
     aside.symlink_to(target)
     os.replace(aside, venv)
+    sync_directory(str(venv.parent))
     # The order of use, for deciding which environments to keep.
     os.utime(target / RECORD_FILE)
 
@@ -505,13 +510,38 @@ def building(settings: Settings) -> Iterator[Runner]:
                         "(python_env_timeout); wait for its end or stop it"
                     ) from None
                 time.sleep(0.5)
-        yield Runner(settings, deadline, descriptor)
+        _begin(settings)
+        try:
+            yield Runner(settings, deadline, descriptor)
+        finally:
+            _end(settings)
     except OSError as error:
         raise EnvError(f"{error.filename or settings.root}: {error.strerror}") from None
     finally:
         os.umask(mask)
         if descriptor >= 0:
             os.close(descriptor)
+
+
+def _begin(settings: Settings) -> None:
+    """Throw away what a power cut may have emptied: uv takes what is in its cache, and a Python that is there, as whole."""
+    mark = settings.root / _UNSYNCED
+    boot = _BOOT_ID.read_text(encoding="ascii").strip()
+    with contextlib.suppress(FileNotFoundError):
+        if mark.read_text(encoding="ascii", errors="replace").strip() != boot:
+            _remove(settings.root / "cache")
+            records = map(read_record, (settings.root / "venvs").iterdir())
+            used = [os.path.realpath(record["interpreter"]) for record in records if "interpreter" in record]
+            for fetched in settings.root.glob("python/*"):
+                if not any(path.startswith(f"{os.path.realpath(fetched)}/") for path in used):
+                    _remove(fetched)
+    mark.write_text(f"{boot}\n", encoding="ascii")
+    sync_file_system(str(settings.root))
+
+
+def _end(settings: Settings) -> None:
+    sync_file_system(str(settings.root))
+    (settings.root / _UNSYNCED).unlink()
 
 
 def free_bytes(path: Path) -> int:
@@ -545,7 +575,13 @@ def find_python(settings: Settings) -> tuple[Path, str] | None:
         raise EnvError(f"python_env_python is '{wanted}': allowed is an absolute path, or a version such as 3.12.9")
     for candidate in candidates:
         if candidate.exists():
-            version = python_version(candidate)
+            try:
+                version = python_version(candidate)
+            except VersionsError:
+                # One that uv fetched may be the rest of a power cut: the next build fetches it again.
+                if settings.root not in candidate.parents:
+                    raise
+                continue
             if wanted.startswith("/") or f"{version}.".startswith(f"{wanted}."):
                 return candidate, version
     return None
@@ -596,6 +632,7 @@ def ensure_uv(settings: Settings, runner: Runner) -> Path:
     except BaseException:
         _remove(home)
         raise
+    sync_file_system(str(home))
     _write_record(home, {"uv": settings.uv_version})
     for other in settings.root.glob("uv-*"):
         if other != home:
@@ -612,8 +649,12 @@ def _remove(path: Path) -> None:
 
 def _write_record(environment: Path, record: Mapping[str, Any]) -> None:
     aside = environment / f".{RECORD_FILE}"
-    aside.write_text(json.dumps(record, indent=1, sort_keys=True) + "\n", encoding="utf-8")
+    with aside.open("w", encoding="utf-8") as handle:
+        handle.write(json.dumps(record, indent=1, sort_keys=True) + "\n")
+        handle.flush()
+        os.fsync(handle.fileno())
     os.replace(aside, environment / RECORD_FILE)
+    sync_directory(str(environment))
 
 
 # --- the whole ---------------------------------------------------------------------------------------------------
@@ -657,6 +698,7 @@ def build(settings: Settings, runner: Runner, uv: Path, python: Path, version: s
             "packages": distributions(destination),
             "entries": fingerprint(destination),
         }
+        sync_file_system(str(destination))
         _write_record(destination, record)
     except BaseException:
         _remove(destination)

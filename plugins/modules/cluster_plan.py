@@ -66,6 +66,9 @@ ansible_facts:
           description: Addresses of all nodes that answered, the head's first.
           type: list
           elements: str
+        ssh_port:
+          description: The nodes' own port of SSH, or 0 where they differ.
+          type: int
         missing:
           description: Inventory names of the nodes that did not answer.
           type: list

@@ -14,6 +14,7 @@ description:
     (interfaces, RDMA ports, NVLink, the way from GPUs to network cards, NCCL, and what environment files set).
   - Addresses come from the Python module C(netifaces) where the node has it (C(python3-netifaces), or C(netifaces2) from
     PyPI), and from C(ip -j address) where it has not; both give the same answer.
+  - The shared directory is looked at for a few seconds at most, since a mount whose server is gone never answers.
   - Changes nothing. Run it with C(become) so that it also proves that the connecting account may become root.
 author:
   - The metalray contributors (@metalray)
@@ -31,6 +32,25 @@ options:
     description: The Python environment whose NCCL is reported.
     type: path
     default: /opt/metalray/venv
+  environment_root:
+    description: Directory of the environments; the disk that it is or will be on is reported.
+    type: path
+    default: /opt/metalray
+  environment_python:
+    description: The Python that environments are based on, as an absolute path or a version.
+    type: str
+    default: /usr/bin/python3
+  tmpdir:
+    description: Where processes put what they compile and load.
+    type: path
+    default: /tmp
+  defer_failures:
+    description:
+      - Do not fail where the node cannot be read (sudo, Python, the account's home), but return why in the fact's C(failure).
+        M(metalray.cluster.cluster_plan) then names all such nodes at once, each with the mend.
+      - A node that cannot be reached is unreachable all the same.
+    type: bool
+    default: false
 """
 
 EXAMPLES = r"""
@@ -74,6 +94,57 @@ ansible_facts:
         gpus:
           description: NVIDIA GPUs that the driver has taken.
           type: int
+        shared_dir:
+          description: The shared directory.
+          type: dict
+          contains:
+            answers:
+              description: Whether a look at it came to an end, within 5 seconds.
+              type: bool
+            error:
+              description: What the look failed with, or nothing.
+              type: str
+            exists:
+              description: Whether it is a directory.
+              type: bool
+            kind:
+              description: V(directory), V(file), or nothing where there is nothing.
+              type: str
+            real:
+              description: Where the path leads, links followed.
+              type: str
+            empty:
+              description: Whether it holds nothing but C(lost+found). V(null) if unknown.
+              type: bool
+            owner:
+              description: Its C(uid), C(gid) and C(mode). V(null) if unknown.
+              type: dict
+            mount:
+              description: C(source), C(point) and C(type) of the file system that it lies on.
+              type: dict
+            mounts:
+              description: C(source), C(type) and C(options) of what is mounted on the path itself, the lowest first.
+              type: list
+              elements: dict
+            unit:
+              description: What the mount unit that this collection wrote mounts, or nothing.
+              type: str
+            fstab:
+              description: Lines of fstab for the path.
+              type: list
+              elements: dict
+              sample: [{file: /etc/fstab, line: 9, source: "head:/mnt/shared", type: nfs, text: "head:/mnt/shared /mnt/shared nfs"}]
+            exports:
+              description:
+                - Lines of exports(5) files that concern the path, those of this collection left out.
+                - C(relation) is that of what is exported to the path, V(same), V(parent), V(child) or V(other).
+              type: list
+              elements: dict
+              sample: [{file: /etc/exports, line: 3, text: "/mnt/shared *(rw)", path: /mnt/shared, relation: same,
+                clients: ["*"], root: false}]
+            server_threads:
+              description: Threads of the running NFS server; V(0) where none runs.
+              type: int
         fabric:
           description: How processes on this node can talk to one another and to other nodes.
           type: dict
@@ -145,6 +216,9 @@ ansible_facts:
               description: What is broken, a sentence each. A command that hangs, a file that cannot be right.
               type: list
               elements: str
+        ssh_port:
+          description: The node's own port of SSH, also where another one leads to it from outside.
+          type: int
         boot_id:
           description: Changes with every boot.
           type: str
@@ -154,10 +228,67 @@ ansible_facts:
         network_proof:
           description: The record of the last proof of the network that M(metalray.cluster.network_proof) left, or nothing.
           type: dict
+        first_contact:
+          description: What M(metalray.cluster.cluster_plan) judges before the first change.
+          type: dict
+          contains:
+            locks:
+              description: Processes that hold a lock of apt or dpkg, with C(path), C(pid), C(command) and C(seconds) since their start.
+              type: list
+              elements: dict
+            unfinished:
+              description: Packages that an interrupted dpkg left, with their states.
+              type: list
+              elements: str
+            journal:
+              description: Whether an interrupted dpkg left its journal, with which apt refuses to work.
+              type: bool
+            engine:
+              description: Whether a Docker engine is installed.
+              type: bool
+            hostname:
+              description: The node's own name.
+              type: str
+            own_addresses:
+              description: The addresses that /etc/hosts gives to it.
+              type: list
+              elements: str
+            clock:
+              description:
+                - C(synchronised) is the kernel's word, V(null) where it does not tell. C(started) and C(ended) are the node's time at
+                  the begin and the end of this module.
+                - C(ahead) holds the least and the most seconds that the node's clock is ahead of the controller's.
+              type: dict
+            ipv6:
+              description: C(host) and C(port) of what IPv4 reaches and IPv6 does not, with the C(reason).
+              type: list
+              elements: dict
+            disks:
+              description:
+                - By directory, C(device), C(free_bytes), C(free_inodes) (V(null) where the file system has no fixed number),
+                  C(read_only) and C(noexec) of the file system below.
+              type: dict
+            python_version:
+              description: Major and minor version of O(environment_python), or nothing where there is none.
+              type: str
+            environment_root:
+              description: O(environment_root).
+              type: str
+            tmpdir:
+              description: O(tmpdir).
+              type: str
+            python:
+              description: O(environment_python).
+              type: str
+        failure:
+          description: Why the node could not be read, and the mend. The only key then.
+          returned: with O(defer_failures), where it could not
+          type: str
 """
 
 import os
 import pwd
+import time
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -172,11 +303,17 @@ def connecting_user() -> str:
 
 
 def main() -> None:
+    started = time.time()
     module = AnsibleModule(
         argument_spec={
             "user": {"type": "str"},
             "shared_dir": {"type": "path", "default": "/mnt/shared"},
             "venv": {"type": "path", "default": "/opt/metalray/venv"},
+            "environment_root": {"type": "path", "default": "/opt/metalray"},
+            "environment_python": {"type": "str", "default": "/usr/bin/python3"},
+            "tmpdir": {"type": "path", "default": "/tmp"},
+            # The action's, on the controller.
+            "defer_failures": {"type": "bool", "default": False},
         },
         supports_check_mode=True,
     )
@@ -195,7 +332,11 @@ def main() -> None:
         module.params["user"] or connecting_user(),
         module.params["shared_dir"],
         module.params["venv"],
+        environment_root=module.params["environment_root"],
+        python=module.params["environment_python"],
+        tmpdir=module.params["tmpdir"],
     )
+    node["first_contact"]["clock"].update(started=started, ended=time.time())
     module.exit_json(changed=False, ansible_facts={"metalray_node": node})
 
 

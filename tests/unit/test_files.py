@@ -7,6 +7,7 @@ import os
 import stat
 
 import pytest
+from ansible_collections.metalray.cluster.plugins.module_utils._files import Wanted, apply_files, sync_file_system
 
 
 def mode_of(path) -> int:
@@ -102,3 +103,31 @@ def test_sets_the_owner(run_module, tmp_path):
     assert run_module("node_files", files=files)["changed"]
     assert path.owner() == "daemon" and path.group() == "daemon"
     assert not run_module("node_files", files=files)["changed"]
+
+
+def test_a_file_and_its_name_are_on_the_disk_before_the_stage_goes_on(tmp_path, monkeypatch):
+    """The kernel is asked to write each file before it takes the name, and the directory after."""
+    synced = []
+    fsync = os.fsync
+
+    def watched(descriptor):
+        fsync(descriptor)
+        synced.append(os.fstat(descriptor).st_ino)
+
+    class Machine:
+        check_mode = False
+
+        def atomic_move(self, src, dest):
+            assert os.stat(src).st_ino in synced and os.stat(src).st_size == 5
+            os.rename(src, dest)
+            synced.clear()
+
+    monkeypatch.setattr(os, "fsync", watched)
+    applied = apply_files(Machine(), [Wanted(path=str(tmp_path / "new/a"), content="text\n")])
+    assert applied.changed and synced == [(tmp_path / "new").stat().st_ino]
+
+
+def test_a_whole_file_system_is_written_or_the_reason_is_told(tmp_path):
+    sync_file_system(str(tmp_path))
+    with pytest.raises(FileNotFoundError):
+        sync_file_system(str(tmp_path / "nothing"))

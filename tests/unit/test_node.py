@@ -13,8 +13,6 @@ import pytest
 from ansible_collections.metalray.cluster.plugins.module_utils._node import (
     can_raise_limits,
     count_gpus,
-    free_bytes,
-    mount_of,
     parse_limits,
     parse_meminfo,
     parse_os_release,
@@ -47,20 +45,12 @@ def test_hard_limits_and_the_right_to_raise_them():
     assert not can_raise_limits("CapBnd:\t00000000a82c35fb\n")
 
 
-def test_memory_gpus_and_mounts(tmp_path):
+def test_memory_and_gpus(tmp_path):
     assert parse_meminfo("MemTotal:       2048 kB\nMemFree: 1 kB\n") == 2048 * 1024
     assert count_gpus(str(tmp_path)) == 0
     for bus in ("0000:18:00.0", "0000:2a:00.0"):
         (tmp_path / "proc/driver/nvidia/gpus" / bus).mkdir(parents=True)
     assert count_gpus(str(tmp_path)) == 2
-    mounts = "/dev/sda1 / ext4 rw 0 0\nhead:/x /mnt/shared nfs4 rw 0 0\ntmpfs /mnt/sharedness tmpfs rw 0 0\n"
-    assert mount_of(mounts, "/mnt/shared/src") == {"source": "head:/x", "point": "/mnt/shared", "type": "nfs4"}
-    assert mount_of(mounts, "/mnt/other")["point"] == "/"
-
-
-def test_free_space_of_what_is_not_there_yet(tmp_path):
-    # Others write to that disk too, between the two looks.
-    assert free_bytes(str(tmp_path / "a/b/c")) == pytest.approx(free_bytes(str(tmp_path)), rel=0.05)
 
 
 def test_the_fabric_is_part_of_a_node(tmp_path):
@@ -113,6 +103,9 @@ def test_this_machine(run_module):
     assert facts["shared_dir"]["exists"] is False
     fabric = facts["fabric"]
     assert {"lo"} <= {link["name"] for link in fabric["interfaces"]} and fabric["shm_bytes"] > 0
+    contact = facts["first_contact"]
+    assert contact["clock"]["started"] <= contact["clock"]["ended"] and contact["hostname"] == facts["hostname"]
+    assert contact["disks"]["/"]["free_bytes"] > 0 and contact["python_version"].startswith("3.")
     account = pwd.getpwnam(facts["user"]["name"])
     assert (facts["user"]["uid"], facts["user"]["home"]) == (account.pw_uid, account.pw_dir)
     assert run_module("node_facts", user="no-such-account")["ansible_facts"]["metalray_node"]["user"] is None

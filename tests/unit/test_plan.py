@@ -12,6 +12,11 @@ SPECS = {
     "cluster_user": {"type": "str"},
     "cluster_shared_dir": {"type": "path", "default": "/mnt/shared"},
     "cluster_shared_backend": {"type": "str", "choices": ["nfs", "external"], "default": "nfs"},
+    "nfs_server_clients": {"type": "list", "elements": "str"},
+    "nfs_server_export_options": {"type": "list", "elements": "str", "default": ["rw"]},
+    "nfs_server_root_squash": {"type": "bool", "default": True},
+    "nfs_client_server": {"type": "str"},
+    "nfs_client_mount_options": {"type": "list", "elements": "str", "default": ["hard"]},
     "cluster_interface": {"type": "str"},
     "cluster_cidr": {"type": "str"},
     "limits_nofile": {"type": "int", "default": 65536},
@@ -32,6 +37,26 @@ SPECS = {
 }
 
 
+def shared_dir(**more):
+    """The shared directory of a node, empty and on its own disk."""
+    return {
+        "answers": True,
+        "error": "",
+        "exists": True,
+        "kind": "directory",
+        "real": "/mnt/shared",
+        "empty": True,
+        "owner": {"uid": 0, "gid": 0, "mode": "0755"},
+        "mount": {"source": "/dev/sda1", "point": "/", "type": "ext4"},
+        "mounts": [],
+        "unit": "",
+        "fstab": [],
+        "exports": [],
+        "server_threads": 0,
+        **more,
+    }
+
+
 def node(number: int, **more):
     return {
         "os": {"id": "debian", "version": "12", "codename": "bookworm", "name": "Debian GNU/Linux 12 (bookworm)"},
@@ -47,8 +72,9 @@ def node(number: int, **more):
         "can_raise_limits": True,
         "user": {"name": "ray", "uid": 1000, "gid": 1000, "group": "ray", "home": "/home/ray"},
         "user_wanted": "ray",
-        "shared_dir": {"exists": True, "mount": None},
+        "shared_dir": shared_dir(),
         "networks": ["10.0.0.0/24"],
+        "ssh_port": 22,
         "candidates": [
             {"interface": "fab0", "address": f"10.0.0.{number}", "prefix": 24, "mtu": 9000, "speed_mbps": 100000, "physical": True,
              "default_route": False}
@@ -85,8 +111,13 @@ def test_the_plan_of_a_sound_cluster(cluster):
     assert problems == []
     assert (plan["head"], plan["head_address"], plan["cidr"], plan["user"]) == ("a", "10.0.0.1", "10.0.0.0/24", "ray")
     assert plan["addresses"] == ["10.0.0.1", "10.0.0.2", "10.0.0.3"] and plan["missing"] == []
-    assert plan["shared_dir"] == "/mnt/shared" and plan["shared_backend"] == "nfs"
+    assert plan["shared_dir"] == "/mnt/shared" and plan["shared_backend"] == "nfs" and plan["ssh_port"] == 22
     assert plan["nodes"]["b"]["interface"] == "fab0" and plan["nodes"]["b"]["home"] == "/home/ray"
+
+
+def test_nodes_whose_ssh_ports_differ_have_none_in_common(cluster):
+    cluster.nodes["b"]["ssh_port"] = 2200
+    assert cluster.plan()[0]["ssh_port"] == 0
 
 
 def test_a_head_alone_is_a_cluster(cluster):
@@ -249,3 +280,57 @@ def test_all_problems_come_at_once(cluster):
     cluster.nodes["a"].update(systemd=False)
     cluster.nodes["b"].update(python="3.8.1")
     assert len(cluster.plan()[1]) == 2
+
+
+def mounted(source: str, **more):
+    return shared_dir(mounts=[{"source": source, "type": "nfs4", "options": "rw"}], **more)
+
+
+def test_the_shared_directory_is_judged_on_every_node_before_the_first_change(cluster):
+    line = {"file": "/etc/exports", "line": 4, "text": "/mnt/shared *(rw)", "path": "/mnt/shared", "relation": "same",
+            "clients": ["*"], "root": False}  # fmt: skip
+    cluster.nodes["a"]["shared_dir"] = shared_dir(exports=[line])
+    cluster.nodes["b"]["shared_dir"] = mounted("10.0.0.9:/mnt/shared")
+    cluster.nodes["c"]["shared_dir"] = mounted("10.0.0.1:/mnt/shared")
+    problems = cluster.plan()[1]
+    assert [problem.split(" ", 2)[:2] for problem in problems] == [["a:", "/etc/exports:4"], ["b:", "/mnt/shared"]]
+    assert "10.0.0.1:/mnt/shared belongs there" in problems[1]
+    # Who has brought the file system along is asked about none of it.
+    cluster.values = {name: {"cluster_shared_backend": "external"} for name in "abc"}
+    assert cluster.plan()[1] == []
+
+
+def test_a_worker_mounts_from_where_it_is_told_to(cluster):
+    cluster.nodes["b"]["shared_dir"] = mounted("10.0.9.9:/mnt/shared")
+    assert "belongs there" in cluster.problems()
+    cluster.values["b"] = {"nfs_client_server": "10.0.9.9"}
+    assert cluster.plan()[1] == []
+
+
+def test_a_mount_that_hangs_is_refused_only_while_the_head_serves(cluster):
+    cluster.nodes["b"]["shared_dir"] = mounted("10.0.0.1:/mnt/shared", answers=False)
+    assert cluster.plan()[1] == [] and "b: /mnt/shared does not answer, since" in "".join(cluster.warnings)
+    cluster.nodes["a"]["shared_dir"]["server_threads"] = 8
+    assert "b: /mnt/shared is mounted from 10.0.0.1:/mnt/shared and does not answer" in cluster.problems()
+
+
+@pytest.mark.parametrize(
+    ("values", "says"),
+    [
+        ({"cluster_shared_dir": "/"}, "cluster_shared_dir: '/' must be absolute"),
+        ({"nfs_server_clients": "10.0.0.2,*"}, "a: nfs_server_clients: '*' is no IP address"),
+        (
+            {"nfs_server_export_options": ["rw", "no_root_squash"]},
+            "a: nfs_server_export_options: 'no_root_squash' is among",
+        ),
+    ],
+)
+def test_an_export_that_cannot_be_is_refused(cluster, values, says):
+    cluster.values = {name: values for name in "abc"}
+    assert says in cluster.problems()
+
+
+def test_what_is_dangerous_is_a_warning(cluster):
+    cluster.values = {name: {"nfs_server_root_squash": "no", "nfs_client_mount_options": "rw,soft"} for name in "abc"}
+    assert cluster.plan()[1] == []
+    assert [warning.split(" ")[0] for warning in cluster.warnings] == ["nfs_server_root_squash", "'soft'"]

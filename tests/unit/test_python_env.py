@@ -447,6 +447,61 @@ def test_caches_of_python_are_no_drift(node: Node) -> None:
     assert node.ensure().changed is False
 
 
+def test_a_build_is_on_the_disk_before_it_counts_as_done(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A power cut at any moment leaves either no record, or all of the environment."""
+    seen = []
+    sync = env.sync_file_system
+
+    def watched(path: str) -> None:
+        sync(path)
+        place = Path(path)
+        if place.parent == node.root / "venvs":
+            seen.append(
+                ((place / "requirements.txt").exists(), (place / env.RECORD_FILE).exists(), node.settings.venv.exists())
+            )
+
+    monkeypatch.setattr(env, "sync_file_system", watched)
+    node.ensure()
+    assert seen == [(True, False, False)]
+    assert (node.settings.venv / env.RECORD_FILE).exists()
+
+
+def test_what_a_power_cut_may_have_emptied_is_fetched_again(node: Node) -> None:
+    first = node.ensure()
+    cached = node.root / "cache/archive-v0/six.py"
+    fetched = node.root / "python/cpython-3.99.1/bin/python3.99"
+    used = node.root / "python/cpython-3.98.1/bin/python3.98"
+    link = node.root / "python/cpython-3.98"
+
+    def interrupt(boot: str) -> None:
+        for path in (cached, fetched, used):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
+        if not link.is_symlink():
+            link.symlink_to(used.parents[1])
+        (node.root / ".unsynced").write_text(boot + "\n")
+
+    record = Path(first.target) / env.RECORD_FILE
+    record.write_text(json.dumps({**json.loads(record.read_text()), "interpreter": str(link / "bin/python3.98")}))
+    # Killed without a power cut: what the kernel holds is whole.
+    interrupt(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
+    node.ensure(lock=lock_of(six="1.16.0"), keep=3)
+    assert cached.exists() and fetched.exists() and not (node.root / ".unsynced").exists()
+    interrupt("another boot")
+    assert env.find_python(replace(node.settings, python="3.99")) is None
+    node.ensure(lock=lock_of(six="1.15.0"), keep=3)
+    assert not cached.exists() and not fetched.exists() and not (node.root / ".unsynced").exists()
+    # An environment that is there is made of it.
+    assert used.exists() and link.exists()
+
+
+def test_a_failed_build_leaves_no_doubt(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FAKE_UV", "half")
+    with pytest.raises(env.EnvError):
+        node.ensure()
+    assert not (node.root / ".unsynced").exists()
+
+
 def test_switching_back_builds_nothing(node: Node) -> None:
     first = node.ensure()
     node.ensure(lock=lock_of(ray="2.61.0"))

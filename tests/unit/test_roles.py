@@ -27,13 +27,19 @@ def options(role: str) -> dict:
     return merged
 
 
-def test_the_nine_roles():
-    assert (
-        sorted(
-            ["docker", "nfs_server", "nfs_client", "python_env", "limits", "network_env", "firewall", "ray", "training"]
-        )
-        == ROLES
-    )
+def test_the_nine_roles_and_the_one_that_they_share():
+    stages = [
+        "docker",
+        "nfs_server",
+        "nfs_client",
+        "python_env",
+        "limits",
+        "network_env",
+        "firewall",
+        "ray",
+        "training",
+    ]
+    assert sorted([*stages, "packages"]) == ROLES
 
 
 @pytest.mark.parametrize("role", ROLES)

@@ -1,0 +1,68 @@
+# Copyright: (c) 2026, The metalray contributors
+# GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Beside ufw on the head, rules for nftables on the worker, and a container that Docker publishes there."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from guests import ADDRESSES, NODES, PUBLIC, PUBLISHED, SHARED, as_root, knock, met_by_a_stranger, ssh
+from sandbox import site
+
+# Everything that is not the collection's, without counters.
+RULES = "(nft --stateless list ruleset; ufw status verbose) | sed -E 's/counter packets [0-9]+ bytes [0-9]+//'"
+
+
+def test_members_reach_one_another():
+    assert set(knock("node2", ADDRESSES["node1"], [22, 2049, 6379, 6380, 6381]).values()) == {"open"}
+    assert set(knock("node1", ADDRESSES["node2"], [22, 6380, 6381]).values()) == {"open"}
+
+
+@pytest.mark.parametrize("node", NODES)
+def test_a_stranger_finds_ssh_and_what_is_published_and_nothing_else(stranger, node):
+    assert met_by_a_stranger(node) == ""
+
+
+def test_a_stranger_cannot_mount_the_share(stranger):
+    options = f"addr={PUBLIC['node1']},clientaddr={PUBLIC['stranger']},vers=4.2,soft,timeo=30,retrans=1"
+    mount = f"sudo -S -p '' mount -i -t nfs4 -o {options} {PUBLIC['node1']}:{SHARED} /mnt"
+    done = ssh(stranger, mount, "sudo-asks\n")
+    assert done.returncode != 0 and "timed out" in done.stderr, done
+
+
+def test_the_export_names_its_clients_also_where_no_firewall_helps(stranger):
+    """As for a site that lists a network in firewall_allowed_networks."""
+    opened = site("--tags", "firewall", "-e", json.dumps({"firewall_allowed_networks": [PUBLIC["stranger"]]}))
+    assert opened.status == 0, opened.text[-4000:]
+    try:
+        assert knock(stranger, PUBLIC["node1"], [2049]) == {2049: "open"}
+        options = f"addr={PUBLIC['node1']},clientaddr={PUBLIC['stranger']},vers=4.2,soft,timeo=30,retrans=1"
+        mount = f"sudo -S -p '' mount -i -t nfs4 -o {options} {PUBLIC['node1']}:{SHARED} /mnt"
+        done = ssh(stranger, mount, "sudo-asks\n")
+        assert done.returncode != 0, done
+        assert "timed out" not in done.stderr, done.stderr
+    finally:
+        closed = site("--tags", "firewall")
+    assert closed.status == 0, closed.text[-4000:]
+    assert met_by_a_stranger("node1") == ""
+
+
+def test_taking_ours_away_leaves_theirs(stranger):
+    with_ours = {node: as_root(node, RULES) for node in NODES}
+    gone = site("--tags", "firewall", "-e", "firewall_state=absent")
+    assert gone.status == 0, gone.text[-4000:]
+    try:
+        for node in NODES:
+            left = as_root(node, RULES)
+            assert "metalray" in with_ours[node] and "metalray" not in left
+            # What is gone is ours: not a line was added, and every other chain is still there.
+            theirs = "chain ufw-user-input" if node == "node1" else "table inet provider"
+            assert theirs in left and set(left.splitlines()) <= set(with_ours[node].splitlines())
+        # So it is ours that closes Ray's ports where the provider's rules do not.
+        assert knock(stranger, PUBLIC["node2"], [PUBLISHED, 6380]) == {PUBLISHED: "open", 6380: "open"}
+    finally:
+        back = site("--tags", "firewall")
+    assert back.status == 0, back.text[-4000:]
+    assert {node: as_root(node, RULES) for node in NODES} == with_ours
