@@ -8,6 +8,7 @@ Internal to metalray.cluster: not a public interface.
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -86,16 +87,30 @@ def parse_os_release(text: str) -> Release:
     return release
 
 
-def default_packages(source: str, release: Release) -> list[str]:
-    """The engine with its client, build and compose plugins, as far as the source has them."""
+def default_packages(source: str, release: Release, confined: bool = False) -> list[str]:
+    """The engine with its client, build and compose plugins, as far as the source has them.
+
+    ``confined``: the kernel uses AppArmor. Without its parser the engine starts, and then starts no container. The engine's
+    package only recommends it, and many images are set up to install nothing that is only recommended.
+    """
+    parser = ["apparmor"] if confined else []
     if source == "docker":
-        return ["docker-ce", "docker-ce-cli", "containerd.io", "docker-buildx-plugin", "docker-compose-plugin"]
+        return ["docker-ce", "docker-ce-cli", "containerd.io", "docker-buildx-plugin", "docker-compose-plugin", *parser]
     if release.id == "ubuntu":
-        return ["docker.io", "docker-buildx", "docker-compose-v2"]
+        return ["docker.io", "docker-buildx", "docker-compose-v2", *parser]
     if release.version.isdigit() and int(release.version) < 13:
         # Debian 12 has neither plugin, and its client is in docker.io.
-        return ["docker.io"]
-    return ["docker.io", "docker-cli", "docker-buildx", "docker-compose"]
+        return ["docker.io", *parser]
+    return ["docker.io", "docker-cli", "docker-buildx", "docker-compose", *parser]
+
+
+def is_confined(root: str = "/") -> bool:
+    """Whether the kernel uses AppArmor."""
+    try:
+        with open(os.path.join(root, "sys/module/apparmor/parameters/enabled"), encoding="ascii") as handle:
+            return handle.read().strip() == "Y"
+    except OSError:
+        return False
 
 
 def split_spec(spec: str) -> tuple[str, str]:

@@ -212,7 +212,7 @@ def apply(module: AnsibleModule) -> dict[str, Any]:
     params = module.params
     source = params["source"]
     release = repository.parse_os_release(Path("/etc/os-release").read_text(encoding="utf-8"))
-    packages = params["packages"] or repository.default_packages(source, release)
+    packages = params["packages"] or repository.default_packages(source, release, repository.is_confined())
     installed = installed_packages(module, packages)
     missing = repository.missing_packages(packages, installed)
     in_the_way = repository.conflicts(source, installed) if missing else []

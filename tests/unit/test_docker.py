@@ -562,6 +562,19 @@ def test_packages_of_each_source():
     assert "docker-compose-v2" in repository.default_packages("distro", NOBLE)
 
 
+@pytest.mark.parametrize("source", ["docker", "distro"])
+def test_an_engine_whose_kernel_uses_apparmor_needs_its_parser(source, tmp_path):
+    assert "apparmor" in repository.default_packages(source, BOOKWORM, confined=True)
+    assert "apparmor" not in repository.default_packages(source, BOOKWORM)
+    assert not repository.is_confined(str(tmp_path))
+    enabled = tmp_path / "sys/module/apparmor/parameters/enabled"
+    enabled.parent.mkdir(parents=True)
+    enabled.write_text("N\n")
+    assert not repository.is_confined(str(tmp_path))
+    enabled.write_text("Y\n")
+    assert repository.is_confined(str(tmp_path))
+
+
 def test_missing_packages():
     installed = repository.parse_installed(
         "installed docker-ce 5:29.0.2-1~debian.12~bookworm\ninstalled runc 1.1\n"
