@@ -143,7 +143,7 @@ def wait_for(what: str, condition: Callable[[], str], seconds: float = PATIENCE)
     begun = time.monotonic()
     while missing := condition():
         assert time.monotonic() - begun < seconds, f"{what}: not after {seconds:.0f} s: {missing}"
-        time.sleep(1)
+        time.sleep(2)
     return time.monotonic() - begun
 
 

@@ -22,11 +22,13 @@ import threading
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 from ._dpkg import UNFINISHED, Holder, describe_holder, duration, has_journal, lock_holders
 from ._fabric import Run
+from ._python_env import fetched_version, is_version, python_candidates
 
 Resolve = Callable[..., "list[tuple[Any, ...]]"]
 
@@ -100,17 +102,38 @@ def minor_version(version: str) -> str:
     return ".".join(version.split(".")[:2])
 
 
-def interpreter_version(path: str, run: Run) -> str:
-    """``3.11`` of an interpreter, or '' where there is none."""
+def _is_full(version: str) -> bool:
+    return version.count(".") > 1
+
+
+def interpreter_version(path: str, run: Run, exactly: bool = False) -> str:
+    """The version of an interpreter, or '' where there is none; of one named by its minor version that alone, if not ``exactly``."""
     real = os.path.realpath(path)
     if real == os.path.realpath(sys.executable):
-        return minor_version(platform.python_version())
-    # Distributions name the file by its version.
+        return platform.python_version()
+    # Distributions name the file by its version, uv the directory.
     named = re.fullmatch(r"python(3\.\d+)", os.path.basename(real))
-    if not os.path.exists(real) or named:
-        return named.group(1) if named and os.path.exists(real) else ""
-    rc, out, _err = run([path, "-I", "-S", "-c", "import sys; print('%d.%d' % sys.version_info[:2])"], 3.0)
-    return out.strip() if rc == 0 else ""
+    known = fetched_version(Path(real)) or (named.group(1) if named else "")
+    if not os.path.exists(real):
+        return ""
+    if _is_full(known) or (known and not exactly):
+        return known
+    rc, out, _err = run([path, "-I", "-S", "-c", "import platform; print(platform.python_version())"], 10.0)
+    return out.strip() if rc == 0 and re.fullmatch(r"3\.\d+\.\S+", out.strip()) else known
+
+
+def python_to_come(wanted: str, environment_root: str, run: Run) -> str:
+    """The version of Python that the stage would take: what was asked for where it would fetch it, '' where it cannot say."""
+    if wanted.startswith("/"):
+        return interpreter_version(wanted, run)
+    if not is_version(wanted):
+        return ""
+    if _is_full(wanted):
+        return wanted
+    found = (
+        interpreter_version(str(path), run, exactly=True) for path in python_candidates(wanted, Path(environment_root))
+    )
+    return next((version for version in found if version.startswith(f"{wanted}.")), wanted)
 
 
 def apt_uris(root: str) -> list[str]:
@@ -243,7 +266,7 @@ def read_first_contact(
         "environment_root": environment_root,
         "tmpdir": tmpdir,
         "python": python,
-        "python_version": interpreter_version(python, run) if python.startswith("/") else minor_version(python),
+        "python_version": python_to_come(python, environment_root, run),
     }
 
 
@@ -298,22 +321,55 @@ def check_clocks(nodes: Mapping[str, Mapping[str, Any]]) -> tuple[list[str], lis
     return refusals, warnings
 
 
-def check_pythons(nodes: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Ray and pickled objects need one minor version of Python on all nodes."""
+def _groups(hosts: Mapping[str, Sequence[str]]) -> str:
+    return "; ".join(f"{version} on {', '.join(names)}" for version, names in hosts.items())
+
+
+def _by_version(nodes: Mapping[str, Mapping[str, Any]], show: Callable[[str], str]) -> dict[str, list[str]]:
+    """The hosts of each version, oldest first."""
     hosts: dict[str, list[str]] = defaultdict(list)
     for host, facts in nodes.items():
-        if facts["python_version"]:
-            hosts[facts["python_version"]].append(host)
-    if len(hosts) < 2:
-        return []
-    order = sorted(hosts, key=lambda version: [int(part) for part in version.split(".") if part.isdigit()])
-    shown = "; ".join(f"{version} on {', '.join(hosts[version])}" for version in order)
-    named = sorted({facts["python"] for facts in nodes.values()})
-    return [
-        f"python_env_python is {', '.join(map(repr, named))}, and that is Python {shown}; Ray needs the same minor version on every "
-        "node. Set python_env_python for the group 'cluster' to one version, '3.12' say, which uv then fetches where it is "
-        "missing, or install the same release of the system on every node"
-    ]
+        hosts[show(facts["python_version"])].append(host)
+    return dict(sorted(hosts.items(), key=lambda item: [int(part) for part in re.findall(r"\d+", item[0])]))
+
+
+def check_pythons(nodes: Mapping[str, Mapping[str, Any]], exactly: bool = True) -> list[str]:
+    """Ray and pickled objects need one minor version of Python on all nodes, and an environment one full version.
+
+    ``exactly`` tells whether this run cares for the latter.
+    """
+    refusals = together(
+        (host, f"python_env_python is '{facts['python']}': allowed is an absolute path, or a version such as '3.12.16'")
+        for host, facts in nodes.items()
+        if not facts["python"].startswith("/") and not is_version(facts["python"])
+    )
+    known = {host: facts for host, facts in nodes.items() if facts["python_version"]}
+    named = ", ".join(map(repr, sorted({facts["python"] for facts in known.values()})))
+    mend = (
+        "Set python_env_python for the group 'cluster' to one full version, '3.12.16' say, which uv then fetches where it is "
+        "missing (it has not every one that a distribution has), or install the same release of the system on every node"
+    )
+    minors = _by_version(known, minor_version)
+    # One that is there and would not tell more than its minor version may be any.
+    told = {
+        host: facts for host, facts in known.items() if is_version(facts["python"]) or _is_full(facts["python_version"])
+    }
+    versions = _by_version(told, str) if exactly else {}
+    if len(minors) > 1:
+        refusals.append(
+            f"python_env_python is {named}, and that is Python {_groups(minors)}; Ray needs the same minor version on every node. {mend}"
+        )
+    elif len(versions) > 1:
+        shown = _groups({version: hosts for version, hosts in versions.items() if _is_full(version)})
+        for version, hosts in versions.items():
+            if not _is_full(version):
+                shown += (
+                    f", and none yet on {', '.join(hosts)}, where uv would fetch the newest {version} that it knows"
+                )
+        refusals.append(
+            f"python_env_python is {named}, and that is Python {shown}; environments need the same full version on every node. {mend}"
+        )
+    return refusals
 
 
 def lock_python(text: str) -> tuple[str, bool] | None:
@@ -338,10 +394,13 @@ def check_locks(
         made = lock_python(_read(lock)) if lock else None
         if not made or not facts["python_version"]:
             continue
-        wanted, have = (tuple(map(int, version.split("."))) for version in (made[0], facts["python_version"]))
+        wanted, have = (
+            tuple(map(int, version.split("."))) for version in (made[0], minor_version(facts["python_version"]))
+        )
         text = (
             f"python_env_lock is '{lock}', made for Python {made[0]}{' and newer' if made[1] else ''}, and python_env_python "
-            f"'{facts['python']}' is {facts['python_version']} there. Use a lock made for it, or set python_env_python to '{made[0]}'"
+            f"'{facts['python']}' is {facts['python_version']} there. Use a lock made for it, or set python_env_python to the full "
+            f"version of a Python {made[0]}"
         )
         if have < wanted:
             refused.append((host, text))
@@ -461,7 +520,8 @@ def judge(
     refused += old
     warned += other
     off, odd = check_clocks(known)
-    return together(refused) + off + check_pythons(known), together(warned) + odd + _own_names(known, addresses)
+    pythons = check_pythons(known, exactly=runs("python_env") or runs("versions"))
+    return together(refused) + off + pythons, together(warned) + odd + _own_names(known, addresses)
 
 
 def _own_names(nodes: Mapping[str, Mapping[str, Any]], addresses: Mapping[str, str]) -> list[str]:

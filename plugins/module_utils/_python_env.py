@@ -3,10 +3,11 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A virtual environment built from a lock, beside the one in use, and switched to by a link.
 
-Below the root: ``venvs/HASH`` are the environments, ``uv-VERSION`` holds uv, ``cache`` is uv's, on the same disk for
-hard links. An environment is finished if and only if it has its record, which is written last, when all else is on the
-disk; whatever has none is the rest of an interrupted build and is removed by the next one. ``.unsynced`` is there while
-something builds: after a power cut it tells that what was fetched may be there in name only.
+Below the root: ``venvs/HASH`` are the environments, ``uv-VERSION`` holds uv, ``python`` what it fetched of Python, and
+``cache`` is uv's, on the same disk for hard links. An environment is finished if and only if it has its record, which
+is written last, when all else is on the disk; whatever has none is the rest of an interrupted build and is removed by
+the next one. ``.unsynced`` is there while something builds: after a power cut it tells that what was fetched may be
+there in name only.
 
 Internal to metalray.cluster: not a public interface.
 """
@@ -266,13 +267,19 @@ def _unsafe(path: Path) -> str:
 def drift(environment: Path, record: Mapping[str, Any]) -> list[str]:
     """How an environment differs from what was built, in words; empty where it does not."""
     place = site_packages(environment)
-    if place is None or not (environment / "bin" / "python").exists():
+    python = environment / "bin" / "python"
+    if place is None or not python.exists():
         return ["its Python or its packages are gone"]
+    try:
+        version = python_version(python)
+    except VersionsError:
+        return ["its Python does not run"]
     before: Mapping[str, str] = record.get("entries") or {}
     after = fingerprint(environment)
     was = dict(filter(None, (distribution(entry) for entry in before)))
     now = dict(filter(None, (distribution(entry) for entry in after)))
-    found = [f"{name} {now[name]} was added" for name in sorted(now.keys() - was.keys())]
+    found = [] if version == record.get("python") else [f"its Python {record.get('python')} became {version}"]
+    found += [f"{name} {now[name]} was added" for name in sorted(now.keys() - was.keys())]
     found += [f"{name} {was[name]} was removed" for name in sorted(was.keys() - now.keys())]
     for entry in sorted(before.keys() | after.keys()):
         known = distribution(entry)
@@ -326,8 +333,14 @@ def superfluous(venvs: Path, current: Path, keep: int) -> list[Path]:
 
 # --- running things ----------------------------------------------------------------------------------------------
 
+Causes = Sequence[tuple[str, str, str]]
+
+_UNREACHABLE = (
+    r"dns error|Name or service not known|name resolution|tcp connect error|Connection refused|timed out"
+    r"|Network is unreachable|NewConnectionError|Failed to fetch|error sending request|Max retries"
+)
 # What a failure's text says, the cause in our words, and the mend. The first that matches counts.
-_CAUSES: Sequence[tuple[str, str, str]] = (
+_DISK_OR_TRUST: Causes = (
     (
         r"No space left on device|os error 28|Disk quota exceeded",
         "the disk is full",
@@ -335,9 +348,12 @@ _CAUSES: Sequence[tuple[str, str, str]] = (
     ),
     (
         r"invalid peer certificate|CERTIFICATE_VERIFY_FAILED|UnknownIssuer|certificate verify failed",
-        "the index's certificate is not signed by an authority that this node trusts",
+        "the server's certificate is not signed by an authority that this node trusts",
         "Put the authority's certificate on the node and name its file in python_env_ca_bundle",
     ),
+)
+_CAUSES: Causes = (
+    *_DISK_OR_TRUST,
     (
         r"Hash mismatch|DO NOT MATCH THE HASHES",
         "a package is not the one that was locked: its hash differs",
@@ -365,8 +381,7 @@ _CAUSES: Sequence[tuple[str, str, str]] = (
         "Use a lock made for this Python, put a built wheel in python_env_find_links, or set python_env_allow_builds",
     ),
     (
-        r"dns error|Name or service not known|name resolution|tcp connect error|Connection refused|timed out"
-        r"|Network is unreachable|NewConnectionError|Failed to fetch|error sending request|Max retries",
+        _UNREACHABLE,
         "the package index cannot be reached",
         "Check this node's way out, set python_env_index_url to a mirror that it reaches and python_env_environment to "
         "the proxy, or put the packages in python_env_find_links and set python_env_offline",
@@ -394,15 +409,50 @@ _CAUSES: Sequence[tuple[str, str, str]] = (
     ),
 )
 
+# Variables of uv's environment that lead it to Pythons elsewhere than its own list does.
+_PYTHON_SOURCES = ("UV_PYTHON_INSTALL_MIRROR", "UV_PYTHON_DOWNLOADS_JSON_URL")
+_OTHER_PYTHON = "install that Python on the node and set python_env_python to its path"
+_REACH_PYTHON = (
+    "Let the node reach where uv's builds are (HTTPS_PROXY in python_env_environment), name a mirror of them there "
+    "(UV_PYTHON_INSTALL_MIRROR, or UV_PYTHON_DOWNLOADS_JSON_URL with a list of your own; file:// works), or "
+    f"{_OTHER_PYTHON}"
+)
+# The index of packages has no part in fetching Python.
+_PYTHON_CAUSES: Causes = (
+    *_DISK_OR_TRUST,
+    (
+        r"No download found for request",
+        "uv knows no such version",
+        "Set python_env_python to one that it knows ('{root}/uv-*/bin/uv python list --all-versions' on the node), name a "
+        f"list that has it (UV_PYTHON_DOWNLOADS_JSON_URL in python_env_environment), or {_OTHER_PYTHON}",
+    ),
+    (
+        r"Hash mismatch",
+        "what was fetched is not what uv's list names: its hash differs",
+        "Find out whether the mirror serves a changed file, or the list in UV_PYTHON_DOWNLOADS_JSON_URL is old",
+    ),
+    (
+        r"Network connectivity is disabled",
+        "python_env_offline is set, and uv's list of Pythons leads away from the node",
+        "Let it name addresses with file:// on the node, or take python_env_offline away",
+    ),
+    (
+        rf"{_UNREACHABLE}|HTTP status|failed to query metadata|failed to open file|Invalid download URL",
+        "it cannot be fetched from where uv looks for it",
+        _REACH_PYTHON,
+    ),
+    (r"", "it failed", _REACH_PYTHON),
+)
+
 
 def masked(text: str) -> str:
     """A text without the accounts of its addresses."""
     return re.sub(r"(\w+://)[^/@\s]+@", r"\1***@", text)
 
 
-def explain(output: str, root: Path) -> tuple[str, str]:
+def explain(output: str, root: Path, causes: Causes = _CAUSES) -> tuple[str, str]:
     """The cause and the mend for the output of uv or pip."""
-    for pattern, cause, mend in _CAUSES:
+    for pattern, cause, mend in causes:
         if re.search(pattern, output):
             return cause, mend.format(root=root)
     return "it failed", "Read its words below"
@@ -447,10 +497,11 @@ class Runner:
     deadline: float
     lock_fd: int = -1
 
-    def run(self, what: str, command: Sequence[str | Path], given: str = "") -> str:
+    def run(self, what: str, command: Sequence[str | Path], given: str = "", causes: Causes = _CAUSES) -> str:
         """Run a command to its end and return its output.
 
-        Raises EnvError, saying what was being done. Without a ``given`` mend, cause and mend are read from the output.
+        Raises EnvError, saying what was being done. Without a ``given`` mend, cause and mend are those of ``causes`` that
+        the output tells.
         """
         argv = [str(part) for part in command]
         try:
@@ -480,7 +531,7 @@ class Runner:
                 f"kept, so that the next run goes on from there. Its last words:\n{tail(output)}"
             ) from None
         if process.returncode != 0:
-            cause, mend = ("it failed", given) if given else explain(output, self.settings.root)
+            cause, mend = ("it failed", given) if given else explain(output, self.settings.root, causes)
             said = f"{Path(argv[0]).name} ended with {process.returncode} and said:\n{tail(output, 1 if given else 12)}"
             raise EnvError(f"{what}: {cause}. {mend}.\n{said}")
         return output
@@ -511,6 +562,7 @@ def building(settings: Settings) -> Iterator[Runner]:
                     ) from None
                 time.sleep(0.5)
         _begin(settings)
+        _close_locks(settings)
         try:
             yield Runner(settings, deadline, descriptor)
         finally:
@@ -539,6 +591,17 @@ def _begin(settings: Settings) -> None:
     sync_file_system(str(settings.root))
 
 
+def _close_locks(settings: Settings) -> None:
+    """Make uv's own locks before it does: it would let everybody write them, and whoever may read one may hold it."""
+    for directory in (settings.root / "cache", settings.root / "python"):
+        directory.mkdir(exist_ok=True)
+        descriptor = os.open(directory / ".lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        try:
+            os.fchmod(descriptor, 0o600)
+        finally:
+            os.close(descriptor)
+
+
 def _end(settings: Settings) -> None:
     sync_file_system(str(settings.root))
     (settings.root / _UNSYNCED).unlink()
@@ -562,28 +625,48 @@ def is_version(python: str) -> bool:
     return re.fullmatch(r"3\.\d+(\.\d+)?", python) is not None
 
 
+def fetched_version(python: Path) -> str:
+    """The full version of a Python that uv fetched, as its directory tells; empty for any other."""
+    match = re.match(r"cpython-(3\.\d+\.\d[^-+]*)-", python.parent.parent.name)
+    return match.group(1) if match and python.parent.name == "bin" else ""
+
+
+def python_candidates(wanted: str, root: Path) -> list[Path]:
+    """Where the node may have the Python that is asked for, best first: its own, then what uv fetched, newest first.
+
+    Directories are real ones: uv keeps a link for each minor version and leads it to the newest that it fetched, under
+    an environment that came in by the link.
+    """
+    if wanted.startswith("/"):
+        paths = [Path(wanted)]
+    else:
+        name = "python" + ".".join(wanted.split(".")[:2])
+        paths = [Path("/usr/bin", name), Path("/usr/local/bin", name)]
+        fetched = (place / name for place in root.glob("python/*/bin"))
+        paths += sorted(fetched, key=lambda path: (_release(fetched_version(path)), str(path)), reverse=True)
+    real = (Path(os.path.realpath(path.parent)) / path.name for path in paths)
+    return [path for path in dict.fromkeys(real) if path.exists()]
+
+
+def _is_fetched(python: Path, root: Path) -> bool:
+    return Path(os.path.realpath(root / "python")) in python.parents
+
+
 def find_python(settings: Settings) -> tuple[Path, str] | None:
     """The interpreter that is asked for and its full version; None where the node has none such yet."""
     wanted = settings.python
-    if wanted.startswith("/"):
-        candidates = [Path(wanted)]
-    elif is_version(wanted):
-        name = "python" + ".".join(wanted.split(".")[:2])
-        places = [Path("/usr/bin"), Path("/usr/local/bin"), *sorted(settings.root.glob("python/*/bin"))]
-        candidates = [place / name for place in places]
-    else:
-        raise EnvError(f"python_env_python is '{wanted}': allowed is an absolute path, or a version such as 3.12.9")
-    for candidate in candidates:
-        if candidate.exists():
-            try:
-                version = python_version(candidate)
-            except VersionsError:
-                # One that uv fetched may be the rest of a power cut: the next build fetches it again.
-                if settings.root not in candidate.parents:
-                    raise
-                continue
-            if wanted.startswith("/") or f"{version}.".startswith(f"{wanted}."):
-                return candidate, version
+    if not wanted.startswith("/") and not is_version(wanted):
+        raise EnvError(f"python_env_python is '{wanted}': allowed is an absolute path, or a version such as 3.12.16")
+    for candidate in python_candidates(wanted, settings.root):
+        try:
+            version = python_version(candidate)
+        except VersionsError:
+            # One that uv fetched may be the rest of a power cut: the next build fetches it again.
+            if not _is_fetched(candidate, settings.root):
+                raise
+            continue
+        if wanted.startswith("/") or f"{version}.".startswith(f"{wanted}."):
+            return candidate, version
     return None
 
 
@@ -592,14 +675,16 @@ def install_python(settings: Settings, runner: Runner, uv: Path) -> tuple[Path, 
     if not is_version(settings.python):
         raise EnvError(
             f"python_env_python is '{settings.python}', and there is no such file on this node. Install it, or set the "
-            "variable to another path or to a version such as 3.12"
+            "variable to another path or to a version such as 3.12.16"
         )
-    if settings.offline:
+    if settings.offline and not any(os.environ.get(name, "").startswith(("/", "file:")) for name in _PYTHON_SOURCES):
         raise EnvError(
-            f"no Python {settings.python} on this node, and python_env_offline forbids fetching one. Install it, or "
-            "set python_env_python to a version that is there"
+            f"no Python {settings.python} on this node, and python_env_offline forbids fetching one from elsewhere. Set "
+            "python_env_python to a version that is there, lead uv to a copy on the node in python_env_environment "
+            f"({' or '.join(_PYTHON_SOURCES)} with file://), or {_OTHER_PYTHON}"
         )
-    runner.run(f"fetching Python {settings.python}", [uv, "python", "install", "--no-bin", settings.python])
+    command = [uv, "python", "install", "--no-bin", settings.python]
+    runner.run(f"fetching Python {settings.python}", command, causes=_PYTHON_CAUSES)
     found = find_python(settings)
     if found is None:
         raise EnvError(f"uv fetched Python {settings.python}, but it is not below {settings.root}/python")
@@ -666,8 +751,11 @@ def build(settings: Settings, runner: Runner, uv: Path, python: Path, version: s
     _remove(destination)
     what = f"building the environment of {settings.lock_name}"
     try:
-        command = [uv, "venv", "--no-project", "--prompt", settings.venv.name, "--python", python, destination]
-        runner.run(what, command)
+        asked = ["--python", python]
+        if _is_fetched(python, settings.root) and fetched_version(python) == version:
+            # Given a path, uv writes the link for the minor version instead, which leads elsewhere after the next fetch.
+            asked = ["--managed-python", "--python", python.parent.parent.name]
+        runner.run(what, [uv, "venv", "--no-project", "--prompt", settings.venv.name, *asked, destination])
         lock = destination / "requirements.txt"
         lock.write_text(settings.lock if settings.lock.endswith("\n") else settings.lock + "\n", encoding="utf-8")
         options = ["--require-hashes", "--link-mode", "hardlink"]

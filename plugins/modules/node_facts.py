@@ -269,7 +269,9 @@ ansible_facts:
                   C(read_only) and C(noexec) of the file system below.
               type: dict
             python_version:
-              description: Major and minor version of O(environment_python), or nothing where there is none.
+              description:
+                - Version of the Python that O(environment_python) leads to; only major and minor where uv would have to fetch it
+                  or nothing tells more, and nothing where there is none.
               type: str
             environment_root:
               description: O(environment_root).

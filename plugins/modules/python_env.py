@@ -14,7 +14,8 @@ description:
   - A build that fails or is interrupted leaves the environment in use alone and nothing in the way of the next run.
   - Each run compares what is installed with what was built. An environment that was changed by other hands since is
     built anew, beside the changed one, which stays until the next build. Seen are packages added, removed, installed
-    again or in another version, stray modules, and wrong ownership; not seen is an edit inside of an installed file.
+    again or in another version, another version of Python, stray modules, and wrong ownership; not seen is an edit inside
+    of an installed file.
   - An environment is named by a hash of its lock (without comments and order), Python's full version and uv's
     version, so that equal names mean equal environments on all nodes. One that is still there from before is switched
     to without a build.
@@ -45,8 +46,10 @@ options:
     default: lock
   python:
     description:
-      - The Python that the environment is based on, as an absolute path or as a version such as V(3.12) or V(3.12.9).
-      - For a version, the node's own Python is taken where it fits; else uv fetches one below O(root).
+      - The Python that the environment is based on, as an absolute path or as a version such as V(3.12.16).
+      - For a version, the node's own Python is taken where it fits; else uv fetches one below O(root), from where the
+        environment variables E(UV_PYTHON_INSTALL_MIRROR) and E(UV_PYTHON_DOWNLOADS_JSON_URL) say if they are set.
+      - V(3.12), without a patch, is whatever 3.12 the node has, or the newest that uv knows; nodes may differ in it.
     type: str
     default: /usr/bin/python3
   root:
@@ -91,7 +94,9 @@ options:
     type: str
     default: ''
   offline:
-    description: Use no index and no network. Needs O(find_links).
+    description:
+      - Use no index and no network. Needs O(find_links).
+      - Python is fetched only where one of the two environment variables named at O(python) leads to files on the node.
     type: bool
     default: false
   allow_builds:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import platform
 import re
 import socket
 import subprocess
@@ -18,6 +19,7 @@ from pathlib import Path
 import pytest
 from ansible_collections.metalray.cluster.plugins.action.cluster_plan import runs
 from ansible_collections.metalray.cluster.plugins.module_utils import _first_contact as first
+from ansible_collections.metalray.cluster.plugins.module_utils._fabric import run_bounded
 from ansible_collections.metalray.cluster.plugins.plugin_utils._failures import explain_failure, was_reached
 from namespaces import COLLECTIONS, needs_namespaces
 from trees import FakeRoot
@@ -231,15 +233,45 @@ def test_a_real_tmpfs_that_is_full_read_only_and_noexec(tmp_path):
 
 
 def test_the_version_of_an_interpreter(tmp_path):
-    own = ".".join(map(str, sys.version_info[:2]))
-    assert first.interpreter_version(sys.executable, nothing) == own
+    assert first.interpreter_version(sys.executable, nothing) == platform.python_version()
     (tmp_path / "python3.42").touch()
-    (tmp_path / "python3").symlink_to("python3.42")
-    assert first.interpreter_version(str(tmp_path / "python3"), nothing) == "3.42"
+    link = tmp_path / "python3"
+    link.symlink_to("python3.42")
+    assert first.interpreter_version(str(link), nothing) == "3.42"
+    for answer, version in [((0, "3.42.1\n", ""), "3.42.1"), ((124, "", ""), "3.42"), ((0, "hello\n", ""), "3.42")]:
+        assert first.interpreter_version(str(link), lambda *asked, said=answer: said, exactly=True) == version
     assert first.interpreter_version(str(tmp_path / "gone/python3.11"), nothing) == ""
     (tmp_path / "custom").touch()
-    assert first.interpreter_version(str(tmp_path / "custom"), lambda argv, seconds: (0, "3.12\n", "")) == "3.12"
-    assert read(FakeRoot(tmp_path), python="3.12.9")["python_version"] == "3.12"
+    assert first.interpreter_version(str(tmp_path / "custom"), lambda argv, seconds: (1, "", "")) == ""
+    # A second Python of the system answers for itself.
+    script = tmp_path / "real"
+    script.write_text(f'#!/bin/sh\nexec {sys.executable} "$@"\n')
+    script.chmod(0o755)
+    assert first.interpreter_version(str(script), run_bounded) == platform.python_version()
+
+
+def test_the_python_that_the_stage_would_take(tmp_path):
+    def version(wanted: str) -> str:
+        return read(FakeRoot(tmp_path / "root"), python=wanted, environment_root=str(tmp_path))["python_version"]
+
+    own = platform.python_version()
+    assert version(sys.executable) == own
+    # Another one than Ansible's is asked.
+    script = tmp_path / "own/python/mine/bin/python3.97"
+    script.parent.mkdir(parents=True)
+    script.write_text("#!/bin/sh\necho 3.97.5\n")
+    script.chmod(0o755)
+    assert first.python_to_come("3.97", str(tmp_path / "own"), run_bounded) == "3.97.5"
+    # uv would fetch these; what it fetched tells its version by its directory.
+    assert (version("3.98.9"), version("3.98")) == ("3.98.9", "3.98")
+    for patch in (9, 12):
+        python = tmp_path / f"python/cpython-3.98.{patch}-linux-x86_64-gnu/bin/python3.98"
+        python.parent.mkdir(parents=True)
+        python.touch()
+    (tmp_path / "python/cpython-3.98-linux-x86_64-gnu").symlink_to("cpython-3.98.12-linux-x86_64-gnu")
+    assert (version("3.98"), version("3.98.9")) == ("3.98.12", "3.98.9")
+    assert version(str(tmp_path / "python/cpython-3.98-linux-x86_64-gnu/bin/python3.98")) == "3.98.12"
+    assert (version("python3"), version("3"), version("3.x")) == ("", "", "")
 
 
 def test_the_kernel_s_word_on_its_clock():
@@ -381,15 +413,63 @@ def test_in_doubt_the_controller_is_right(judged):
 
 
 def test_different_pythons_are_refused_with_their_groups(judged):
-    judged["n3"]["python_version"] = "3.13"
-    judged["n2"]["python_version"] = "3.9"
+    judged["n3"]["python_version"] = "3.13.5"
+    judged["n2"]["python_version"] = "3.9.2"
     text = judged.refusal()
-    assert "3.9 on n2; 3.11 on n1; 3.13 on n3" in text and "'3.12' say" in text and "'/usr/bin/python3'" in text
+    assert "Python 3.9 on n2; 3.11 on n1; 3.13 on n3; Ray needs the same minor version" in text
+    assert "'3.12.16' say" in text and "'/usr/bin/python3'" in text
+    # That is so whatever this run is for.
+    judged.stages = set()
+    assert judged.refusal() == text
     for host in judged.nodes:
-        judged[host].update(python="3.12", python_version="3.12")
-    # One that is not there is the stage's to install.
-    judged["n2"]["python_version"] = ""
+        judged[host].update(python="3.12.16", python_version="3.12.16")
     assert judged.judge() == ([], [])
+    # One that is not there is the stage's to install.
+    judged["n2"].update(python="/usr/bin/python3.12", python_version="")
+    assert judged.judge() == ([], [])
+
+
+def test_a_version_that_some_nodes_have_and_others_would_fetch_is_refused(judged):
+    """Debian 12 beside 13: uv would bring a newer 3.11 to the second, and the stage 'versions' refuse that in the end."""
+    for host in judged.nodes:
+        judged[host].update(python="3.11", python_version="3.11.2")
+    assert judged.judge() == ([], [])
+    judged["n3"]["python_version"] = judged["n2"]["python_version"] = "3.11"
+    text = judged.refusal()
+    assert text.startswith(
+        "python_env_python is '3.11', and that is Python 3.11.2 on n1, and none yet on n2, n3, where uv would fetch the newest 3.11 "
+        "that it knows; environments need the same full version on every node. Set python_env_python for the group 'cluster' to "
+        "one full version, '3.12.16' say"
+    )
+    # All fetch the same.
+    judged["n1"]["python_version"] = "3.11"
+    assert judged.judge() == ([], [])
+
+
+@pytest.mark.parametrize("python", ["/usr/bin/python3", "3.10"])
+def test_another_patch_is_refused_where_it_matters(judged, python):
+    for host, version in {"n1": "3.10.12", "n2": "3.10.6", "n3": "3.10.12"}.items():
+        judged[host].update(python=python, python_version=version)
+    assert f"python_env_python is '{python}', and that is Python 3.10.6 on n2; 3.10.12 on n1, n3; " in judged.refusal()
+    judged.stages = {"versions"}
+    assert "3.10.6 on n2" in judged.refusal()
+    judged.stages = {"docker"}
+    assert judged.judge() == ([], [])
+    judged.stages = {"python_env"}
+    for host in judged.nodes:
+        judged[host].update(python="/usr/bin/python3", python_version="3.10.12")
+    # This one did not answer: it may be the same.
+    judged["n2"]["python_version"] = "3.10"
+    assert judged.judge() == ([], [])
+
+
+def test_a_python_that_is_neither_path_nor_version_is_refused(judged):
+    judged["n1"].update(python="python3", python_version="")
+    judged["n2"].update(python="python3", python_version="")
+    text = judged.refusal()
+    assert text.startswith(
+        "n1, n2: python_env_python is 'python3': allowed is an absolute path, or a version such as '3.12.16'"
+    )
 
 
 @pytest.mark.parametrize(
@@ -402,6 +482,8 @@ def test_different_pythons_are_refused_with_their_groups(judged):
         ("#    uv pip compile --universal --python-version=3.12 x.in\n", "3.13", ""),
         ("six==1.0\n# CPython 3.99\n" * 300, "3.11", "refused"),
         ("six==1.0\n", "3.11", ""),
+        ("# Linux, CPython 3.11\n", "3.11.2", ""),
+        ("# Linux, CPython 3.11\n", "3.12.1", "warned"),
     ],
 )
 def test_a_lock_that_says_for_which_python_it_is(judged, tmp_path, head, python, verdict):

@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import platform
 import shutil
 import sys
+import tarfile
 import time
+import zipfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -183,6 +186,27 @@ def test_causes(cause: str, output: str) -> None:
     assert cause in found
     assert mend
     assert "{" not in mend
+
+
+@pytest.mark.parametrize(
+    ("cause", "output"),
+    [
+        ("knows no such version", "error: No download found for request: cpython-3.12.99-linux-x86_64-gnu"),
+        ("disk is full", "error: Failed to install cpython-3.12.16\n  cause: No space left on device (os error 28)"),
+        ("certificate", "  cause: client error (Connect)\n  cause: invalid peer certificate: UnknownIssuer"),
+        ("hash differs", "error: Failed to install x\n  cause: Hash mismatch for `cpython-3.11.7-linux-x86_64-gnu`"),
+        ("leads away", "  cause: Network connectivity is disabled, but the requested data wasn't found in the cache"),
+        ("cannot be fetched", "error: Failed to install x\n  cause: dns error\n  cause: Name or service not known"),
+        ("it failed", "error: Python installation is missing a `_sysconfigdata_` file"),
+        ("cannot be fetched", "  cause: failed to query metadata of file `/mnt/x.tar.gz`: No such file or directory"),
+    ],
+)
+def test_causes_where_python_is_fetched(cause: str, output: str) -> None:
+    found, mend = env.explain(output, Path("/opt/metalray"), env._PYTHON_CAUSES)
+    assert cause in found
+    assert mend
+    assert "{" not in mend
+    assert "index" not in found + mend
 
 
 def test_accounts_are_not_shown() -> None:
@@ -411,6 +435,17 @@ def _lose_python(place: Path) -> None:
     (place.parents[2] / "bin" / "python").unlink()
 
 
+def _replace_python(place: Path, text: str = "echo 3.98.12") -> None:
+    _lose_python(place)
+    python = place.parents[2] / "bin" / "python"
+    python.write_text(f"#!/bin/sh\n{text}\n")
+    python.chmod(0o755)
+
+
+def _break_python(place: Path) -> None:
+    _replace_python(place, "exit 1")
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [
@@ -422,6 +457,8 @@ def _lose_python(place: Path) -> None:
         (_lose_module, ["six.py was removed"]),
         (_open_up, ["can be written by others"]),
         (_lose_python, ["its Python or its packages are gone"]),
+        (_replace_python, [f"its Python {PYTHON} became 3.98.12"]),
+        (_break_python, ["its Python does not run"]),
     ],
 )
 def test_drift_is_named_and_mended_beside(node: Node, change, words: list[str]) -> None:
@@ -540,6 +577,17 @@ def test_a_root_that_others_write_is_closed(node: Node) -> None:
     assert node.root.stat().st_mode & 0o777 == 0o755
 
 
+def test_nobody_else_holds_the_locks_of_uv(node: Node) -> None:
+    """One that may be read may be held, and the next build would wait for it."""
+    left = node.root / "cache" / ".lock"
+    left.parent.mkdir()
+    left.touch()
+    left.chmod(0o666)
+    node.ensure()
+    locks = [left, node.root / "python" / ".lock"]
+    assert [path.stat().st_mode & 0o777 for path in locks] == [0o600, 0o600]
+
+
 @pytest.mark.parametrize(
     ("changes", "word"),
     [
@@ -569,14 +617,153 @@ def test_one_build_at_a_time(node: Node) -> None:
     assert node.ensure(timeout=30).built
 
 
-def test_a_version_of_python_is_looked_for(node: Node) -> None:
-    place = node.root / "python" / "cpython-x" / "bin"
-    place.mkdir(parents=True)
-    python = place / "python3.98"
-    python.write_text("#!/bin/sh\necho 3.98.12\n")
+def fake_python(place: Path, version: str) -> Path:
+    python = place / "bin" / f"python{version.rpartition('.')[0]}"
+    python.parent.mkdir(parents=True)
+    python.write_text(f"#!/bin/sh\necho {version}\n")
     python.chmod(0o755)
+    return python
+
+
+def test_a_version_of_python_is_looked_for(node: Node) -> None:
+    python = fake_python(node.root / "python" / "cpython-x", "3.98.12")
     for wanted in ("3.98", "3.98.12"):
         assert env.find_python(replace(node.settings, python=wanted)) == (python, "3.98.12")
     for wanted in ("3.98.1", "3.9", "3.98.13"):
         found = env.find_python(replace(node.settings, python=wanted))
         assert found is None or found[0] != python
+
+
+def test_what_uv_fetched_is_found_where_it_is(node: Node) -> None:
+    """Not by the link of its minor version, which leads elsewhere after the next fetch; the newest first."""
+    home = node.root / "python"
+    ninth = fake_python(home / "cpython-3.98.9-linux-x86_64-gnu", "3.98.9")
+    twelfth = fake_python(home / "cpython-3.98.12-linux-x86_64-gnu", "3.98.12")
+    link = home / "cpython-3.98-linux-x86_64-gnu"
+    link.symlink_to(ninth.parents[1])
+
+    def find(wanted: str) -> tuple[Path, str] | None:
+        return env.find_python(replace(node.settings, python=wanted))
+
+    assert find("3.98") == (twelfth, "3.98.12")
+    assert find("3.98.9") == (ninth, "3.98.9")
+    assert find(str(link / "bin" / "python3.98")) == (ninth, "3.98.9")
+    # The rest of a power cut is passed over.
+    twelfth.write_text("")
+    assert find("3.98") == (ninth, "3.98.9")
+
+
+# --- with the real uv --------------------------------------------------------------------------------------------
+
+KEY = f"{platform.machine()}-gnu"
+
+
+@pytest.fixture
+def real(node: Node, monkeypatch: pytest.MonkeyPatch) -> Node:
+    uv = node.root / "uv-1.0" / "bin" / "uv"
+    uv.unlink()
+    uv.symlink_to(Path(sys.executable).with_name("uv"))
+    monkeypatch.setenv("UV_HTTP_RETRIES", "0")
+    return node
+
+
+@pytest.fixture
+def wheels(tmp_path: Path) -> dict[str, object]:
+    """A lock of one wheel, and the options that install it from its directory."""
+    place = tmp_path / "wheels"
+    place.mkdir()
+    wheel = place / "thing-1.0-py3-none-any.whl"
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.writestr("thing.py", "")
+        archive.writestr("thing-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: thing\nVersion: 1.0\n")
+        archive.writestr("thing-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        archive.writestr("thing-1.0.dist-info/RECORD", "thing.py,,\n")
+    digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
+    return {"lock": f"thing==1.0 --hash=sha256:{digest}\n", "find_links": [str(place)], "offline": True}
+
+
+def test_an_environment_keeps_the_python_that_it_was_built_with(real: Node, wheels: dict[str, object]) -> None:
+    minor = PYTHON.rpartition(".")[0]
+    home = real.root / "python" / f"cpython-{PYTHON}-linux-{KEY}"
+    python = home / "bin" / f"python{minor}"
+    python.parent.mkdir(parents=True)
+    shutil.copy(os.path.realpath(sys.executable), python)
+    (home / "lib").symlink_to(Path(sys.base_prefix, "lib"))
+    link = real.root / "python" / f"cpython-{minor}-linux-{KEY}"
+    link.symlink_to(home)
+    built = real.ensure(python=str(link / "bin" / f"python{minor}"), **wheels)
+    # As the next fetch of this minor version does.
+    link.unlink()
+    link.symlink_to(real.root / "python" / "elsewhere")
+    environment = Path(built.target)
+    assert os.readlink(environment / "bin" / "python") == str(python)
+    assert f"home = {python.parent}\n" in (environment / "pyvenv.cfg").read_text()
+    assert json.loads((environment / env.RECORD_FILE).read_text())["interpreter"] == str(python)
+    assert real.ensure(python=str(python), **wheels).changed is False
+
+
+@pytest.fixture
+def pythons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """A list like uv's own, of 3.98.12 on this node, a 3.98.13 that nobody serves, and a 3.98.14 that is not there."""
+    fake_python(tmp_path / "packed", "3.98.12")
+    library = tmp_path / "packed" / "lib" / "python3.98"
+    library.mkdir(parents=True)
+    # uv corrects paths in it.
+    configuration = "# system configuration generated and used by the sysconfig module\nbuild_time_vars = {}\n"
+    (library / f"_sysconfigdata__linux_{platform.machine()}-linux-gnu.py").write_text(configuration)
+    archive = tmp_path / "cpython.tar.gz"
+    with tarfile.open(archive, "w:gz") as tar:
+        tar.add(tmp_path / "packed", "python")
+    entries = {}
+    for patch, url in (
+        (12, f"file://{archive}"),
+        (13, "https://127.0.0.1:9/x.tar.gz"),
+        (14, "file:///nonexistent.tar.gz"),
+    ):
+        entries[f"cpython-3.98.{patch}-linux-{KEY}"] = {
+            **{"name": "cpython", "major": 3, "minor": 98, "patch": patch, "prerelease": "", "variant": None},
+            **{"os": "linux", "arch": {"family": platform.machine(), "variant": None}, "libc": "gnu", "build": None},
+            **{"url": url, "sha256": None},
+        }
+    listed = tmp_path / "list.json"
+    listed.write_text(json.dumps(entries))
+    monkeypatch.setenv("UV_PYTHON_DOWNLOADS_JSON_URL", f"file://{listed}")
+    return str(listed)
+
+
+def fetch(node: Node, version: str, **changes: object) -> tuple[Path, str]:
+    settings = replace(node.settings, python=version, **changes)
+    with env.building(settings) as runner:
+        return env.install_python(settings, runner, env.ensure_uv(settings, runner))
+
+
+@pytest.mark.parametrize("offline", [False, True])
+@pytest.mark.parametrize("scheme", ["file://", ""])
+def test_python_comes_from_files_offline_too(real: Node, pythons: str, monkeypatch, scheme: str, offline: bool) -> None:
+    monkeypatch.setenv("UV_PYTHON_DOWNLOADS_JSON_URL", f"{scheme}{pythons}")
+    python = real.root / "python" / f"cpython-3.98.12-linux-{KEY}" / "bin" / "python3.98"
+    assert fetch(real, "3.98.12", offline=offline) == (python, "3.98.12")
+    open_to_all = [path for path in real.root.rglob("*") if not path.is_symlink() and path.stat().st_mode & 0o022]
+    assert open_to_all == []
+
+
+@pytest.mark.parametrize(
+    ("version", "offline", "words"),
+    [
+        (
+            "3.98.99",
+            False,
+            ("uv knows no such version", "No download found for request: cpython-3.98.99", "uv-*/bin/uv"),
+        ),
+        ("3.98.13", False, ("UV_PYTHON_INSTALL_MIRROR", "set python_env_python to its path", "Connection refused")),
+        ("3.98.14", False, ("UV_PYTHON_INSTALL_MIRROR", "/nonexistent.tar.gz")),
+        ("3.98.13", True, ("python_env_offline is set", "https://127.0.0.1:9/x.tar.gz")),
+    ],
+)
+def test_a_failed_fetch_of_python_names_its_own_mend(real: Node, pythons: str, version, offline, words) -> None:
+    with pytest.raises(env.EnvError) as caught:
+        fetch(real, version, offline=offline)
+    text = str(caught.value)
+    assert text.startswith(f"fetching Python {version}: ")
+    assert [word for word in words if word not in text] == []
+    assert "index" not in text
