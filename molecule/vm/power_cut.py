@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, The metalray contributors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Two runs of the site in which the power fails: a worker's in mid-installation, then the head's in mid-build.
+"""Two runs of the site in which the power fails: the head's in mid-installation, then a worker's in mid-build.
 
 Each node is switched on again as the cut left it: the next run has to converge. Needs ``molecule/sandbox`` on PYTHONPATH.
 """
@@ -15,7 +15,7 @@ from guests import PATIENCE, STATE, cut_power, ssh, switch_on, unreachable, wait
 from sandbox import INVENTORY, PROJECT
 
 # What must be going on when the plug is pulled.
-_CONFIGURES = "tail -n 1 /var/log/dpkg.log | grep -q 'half-configured nfs-common'"
+_CONFIGURES = "tail -n 1 /var/log/dpkg.log | grep -q 'half-configured nfs-kernel-server'"
 _INSTALLS = "pgrep -f 'uv pip sync'"
 
 
@@ -46,5 +46,5 @@ def run_and_cut(node: str, command: str) -> None:
 
 
 if __name__ == "__main__":
-    run_and_cut("node2", _CONFIGURES)
-    run_and_cut("node1", _INSTALLS)
+    run_and_cut("node1", _CONFIGURES)
+    run_and_cut("node2", _INSTALLS)

@@ -394,6 +394,7 @@ def make_plan(
         "user": user["name"],
         "shared_dir": values[head]["cluster_shared_dir"],
         "shared_backend": values[head]["cluster_shared_backend"],
+        "shared_unit": nfs.unit_name(values[head]["cluster_shared_dir"], "mount"),
         "cidr": network,
         "head": head,
         "head_address": picked[head].address,

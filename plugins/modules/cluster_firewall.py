@@ -288,9 +288,9 @@ def proved(module: AnsibleModule) -> dict[str, Any]:
     bad = [f"{address}: {answer}" for address, answer in answers.items() if answer != fw.OPEN]
     if bad:
         module.fail_json(
-            msg=f"this node does not get through to TCP port {port} of {'; '.join(bad)}. Something that this module "
-            "does not manage filters between them: rules for outgoing packets here, rules on other hooks there, a "
-            "cloud's security group, a switch. The members must reach one another on every port",
+            msg=f"this node does not get through to TCP port {port} of {'; '.join(bad)}. Either that node is down, "
+            "or something that this module does not manage filters between them: rules for outgoing packets here, rules on "
+            "other hooks there, a cloud's security group, a switch. The members must reach one another on every port",
             answers=answers,
         )
     return {"changed": False, "answers": answers}

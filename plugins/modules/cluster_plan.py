@@ -56,6 +56,9 @@ ansible_facts:
         shared_backend:
           description: V(nfs) or V(external).
           type: str
+        shared_unit:
+          description: What systemd calls the mount of the shared directory.
+          type: str
         head:
           description: Inventory name of the head.
           type: str

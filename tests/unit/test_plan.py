@@ -112,6 +112,7 @@ def test_the_plan_of_a_sound_cluster(cluster):
     assert (plan["head"], plan["head_address"], plan["cidr"], plan["user"]) == ("a", "10.0.0.1", "10.0.0.0/24", "ray")
     assert plan["addresses"] == ["10.0.0.1", "10.0.0.2", "10.0.0.3"] and plan["missing"] == []
     assert plan["shared_dir"] == "/mnt/shared" and plan["shared_backend"] == "nfs" and plan["ssh_port"] == 22
+    assert plan["shared_unit"] == "mnt-shared.mount"
     assert plan["nodes"]["b"]["interface"] == "fab0" and plan["nodes"]["b"]["home"] == "/home/ray"
 
 
