@@ -52,11 +52,11 @@ seen = dict(
 )
 if head:
     seen["nfs"] = out("systemctl", "is-active", "nfs-server")
-    request = urllib.request.Request("http://127.0.0.1:8265/nodes?view=summary")
+    request = urllib.request.Request("http://127.0.0.1:8265/api/v0/nodes?detail=1")
     request.add_header("Authorization", "Bearer " + open("/etc/metalray/ray_token").read().strip())
     try:
         answer = json.load(urllib.request.urlopen(request, timeout=20))
-        seen["alive"] = sum(node["raylet"].get("state") == "ALIVE" for node in answer["data"]["summary"])
+        seen["alive"] = sum(node["state"] == "ALIVE" for node in answer["data"]["result"]["result"])
     except (OSError, ValueError, KeyError) as error:
         seen["alive"] = f"{type(error).__name__}: {error}"
 else:
