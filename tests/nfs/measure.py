@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 # Copyright: (c) 2026, The metalray contributors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
@@ -6,7 +5,7 @@
 
 Run it as root on a node that may mount the export and has it mounted nowhere::
 
-    measure.py SERVER:/PATH NAME=TYPE:OPTIONS [NAME=TYPE:OPTIONS ...] --uid 1000
+    python3 measure.py SERVER:/PATH NAME=TYPE:OPTIONS [NAME=TYPE:OPTIONS ...] --uid 1000
 
 Every round measures each of them once, in turn, so that what changes on the machines meets them all. Prints a JSON object:
 for each name, the median of the rounds in seconds, and the spread. The first name's share of each is the one to divide by.
@@ -89,7 +88,7 @@ def main() -> None:
         os.chmod(directory, 0o755)
         for _round in range(asked.rounds):
             for name, how in mounts:
-                kind, _, options = how.partition(":")
+                kind, options = how.split(":", 1)
                 subprocess.run(["mount", "-t", kind, "-o", options, asked.export, directory], check=True)
                 try:
                     results[name].append(measure(Path(directory), asked.mebibytes, asked.uid))

@@ -158,8 +158,8 @@ def test_paths_that_cannot_be_shared(path):
 
 
 def test_the_exports_in_force():
-    def differs(text, options=OPTIONS):
-        return nfs.not_in_force(nfs.parse_exports(text), "/my dir", ["10.0.0.2", "fd00::2"], options)
+    def differs(text, options=None):
+        return nfs.not_in_force(nfs.parse_exports(text), "/my dir", ["10.0.0.2", "fd00::2"], options or OPTIONS)
 
     both = ETAB.format(path="/my\\040dir", client="10.0.0.2") + ETAB.format(path="/my\\040dir", client="fd00:0::2")
     assert differs(both) == ""

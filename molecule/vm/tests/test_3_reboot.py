@@ -43,7 +43,9 @@ def test_a_worker_reboots(say):
 def test_the_head_loses_power_and_who_writes_to_the_share_goes_on_when_it_returns(say):
     """A hard mount: a job that writes meanwhile loses nothing."""
     on("node2", f"nohup sh -c 'for i in $(seq 1 200); do echo $i; sleep 0.5; done >{SHARED}/lines' >/dev/null 2>&1 & :")
-    wait_for("the first lines", lambda: "" if on("node2", f"cat {SHARED}/lines 2>/dev/null | wc -l") != "0" else "none yet")
+    wait_for(
+        "the first lines", lambda: "" if on("node2", f"cat {SHARED}/lines 2>/dev/null | wc -l") != "0" else "none yet"
+    )
     cut_power("node1")
     begun = time.monotonic()
     switch_on("node1")
