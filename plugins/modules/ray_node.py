@@ -62,6 +62,13 @@ options:
     description: Restart in any case, on a worker whose head has just been restarted, say.
     type: bool
     default: false
+  attempts:
+    description:
+      - How often a start is tried before it counts as failed.
+      - A raylet ends when its agent is not there after 15 seconds, and Ray has no setting for that. On a node that has just
+        booted, with nothing in memory yet or much to do, the first start may need longer; the second one finds all in memory.
+    type: int
+    default: 2
 """
 
 EXAMPLES = r"""
@@ -122,6 +129,7 @@ def main() -> None:
             "depends_if_there": {"type": "list", "elements": "path", "default": []},
             "state_path": {"type": "path", "default": "/run/metalray/ray.started-with"},
             "restart": {"type": "bool", "default": False},
+            "attempts": {"type": "int", "default": 2},
         },
         required_by={"token": ["token_owner"]},
         supports_check_mode=True,
@@ -175,8 +183,11 @@ def main() -> None:
     if not enabled:
         module.run_command([systemctl, "enable", "--quiet", unit], check_rc=True)
     if reason:
-        rc, _out, err = module.run_command([systemctl, "restart", unit])
-        if rc != 0:
+        for _attempt in range(max(1, options["attempts"])):
+            rc, _out, err = module.run_command([systemctl, "restart", unit])
+            if rc == 0:
+                break
+        else:
             journal = module.run_command(
                 ["journalctl", "--unit", unit, "--lines", "60", "--no-pager", "--output", "cat"]
             )[1]
