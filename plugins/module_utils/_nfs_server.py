@@ -19,7 +19,7 @@ from ._nfs import NfsError
 from ._tree import Tree
 
 _SERVICE = "nfs-server.service"
-# A first start looks up names and makes its state directories; on a slow disk that takes minutes.
+# Half a second as a rule; with it come rpcbind, statd, idmapd and mountd, on a disk that may be slow.
 _START = 300
 _COMMAND = 60
 _IN_FORCE = "exports in force"
