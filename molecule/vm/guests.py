@@ -96,9 +96,14 @@ def on(node: str, command: str, timeout: float = 300) -> str:
     return done.stdout.strip()
 
 
+def sudo(node: str, command: str, timeout: float = 300) -> subprocess.CompletedProcess[str]:
+    """A command under sudo, which asks for a password."""
+    return ssh(node, f"sudo -S -p '' sh -c {shlex.quote(command)}", _PASSWORD + "\n", timeout)
+
+
 def as_root(node: str, command: str, timeout: float = 300) -> str:
-    """What a command prints that runs under sudo, which asks for a password."""
-    done = ssh(node, f"sudo -S -p '' sh -c {shlex.quote(command)}", _PASSWORD + "\n", timeout)
+    """What a command prints that runs under sudo."""
+    done = sudo(node, command, timeout)
     assert done.returncode == 0, f"{node}: {command}: {done.stderr}"
     return done.stdout.strip()
 
@@ -183,7 +188,7 @@ def reboot(node: str) -> None:
     """A clean reboot, and the wait until the node answers again."""
     before = on(node, "cat /proc/sys/kernel/random/boot_id")
     # The connection ends with the node.
-    ssh(node, "sudo -S -p '' systemctl reboot", _PASSWORD + "\n", timeout=60)
+    sudo(node, "systemctl reboot", timeout=60)
 
     def same_boot() -> str:
         missing = unreachable(node)

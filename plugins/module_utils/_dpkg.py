@@ -17,6 +17,8 @@ from dataclasses import asdict, dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
 
+from ._tree import read_text
+
 Run = Callable[[Sequence[str]], "tuple[int, str, str]"]
 
 #: What apt and dpkg lock for a change: the packages, dpkg's database, the package lists, the downloads.
@@ -88,21 +90,13 @@ class Outcome:
 # --- locks -------------------------------------------------------------------------------------------------------
 
 
-def _read(path: str) -> str:
-    try:
-        with open(path, "rb") as handle:
-            return handle.read().decode("utf-8", "replace")
-    except OSError:
-        return ""
-
-
 def describe_process(pid: int, root: str = "/") -> tuple[str, int | None]:
     """Command line of a process and the seconds since its start; an empty one and None where it is not shown."""
     base = os.path.join(root, "proc", str(pid))
-    command = " ".join(_read(os.path.join(base, "cmdline")).replace("\0", " ").split())
+    command = " ".join(read_text(os.path.join(base, "cmdline")).replace("\0", " ").split())
     # The name in parentheses may hold anything; starttime is the 22nd field, the 20th after it.
-    fields = _read(os.path.join(base, "stat")).rpartition(")")[2].split()
-    uptime = _read(os.path.join(root, "proc/uptime")).split()
+    fields = read_text(os.path.join(base, "stat")).rpartition(")")[2].split()
+    uptime = read_text(os.path.join(root, "proc/uptime")).split()
     if len(fields) < 20 or not uptime:
         return command, None
     return command, max(0, int(float(uptime[0]) - int(fields[19]) / os.sysconf("SC_CLK_TCK")))

@@ -29,6 +29,7 @@ from urllib.parse import urlsplit
 from ._dpkg import UNFINISHED, Holder, describe_holder, duration, has_journal, lock_holders
 from ._fabric import Run
 from ._python_env import fetched_version, is_version, python_candidates
+from ._tree import read_text
 
 Resolve = Callable[..., "list[tuple[Any, ...]]"]
 
@@ -48,14 +49,6 @@ _IPV6_HOSTS = 4
 # The kernel's word (adjtimex(2)) for a clock that nothing keeps in step.
 _TIME_ERROR = 5
 _ENGINES = ("docker-ce", "docker.io")
-
-
-def _read(path: str) -> str:
-    try:
-        with open(path, encoding="utf-8", errors="replace") as handle:
-            return handle.read()
-    except OSError:
-        return ""
 
 
 # --- reading, on the node ----------------------------------------------------------------------------------------
@@ -140,9 +133,9 @@ def apt_uris(root: str) -> list[str]:
     """Every address that apt fetches from: /etc/apt/sources.list and what lies in sources.list.d, in both formats."""
     directory = os.path.join(root, "etc/apt/sources.list.d")
     names = sorted(os.listdir(directory)) if os.path.isdir(directory) else []
-    texts = {name: _read(os.path.join(directory, name)) for name in names}
+    texts = {name: read_text(os.path.join(directory, name)) for name in names}
     found = []
-    for text in [_read(os.path.join(root, "etc/apt/sources.list"))] + [
+    for text in [read_text(os.path.join(root, "etc/apt/sources.list"))] + [
         text for name, text in texts.items() if name.endswith(".list")
     ]:
         found += re.findall(r"^\s*deb(?:-src)?\s+(?:\[[^\]]*\]\s*)?(\S+)", text, re.MULTILINE)
@@ -245,9 +238,9 @@ def read_first_contact(
     resolve: Resolve = socket.getaddrinfo,
 ) -> dict[str, Any]:
     """The facts that ``judge`` takes. ``run`` runs a command for a bounded time, ``routes6`` is 'ip -6 -j route'."""
-    status = parse_status(_read(os.path.join(root, "var/lib/dpkg/status")))
+    status = parse_status(read_text(os.path.join(root, "var/lib/dpkg/status")))
     ipv6 = []
-    if has_ipv6(routes6, _read(os.path.join(root, "proc/net/if_inet6"))):
+    if has_ipv6(routes6, read_text(os.path.join(root, "proc/net/if_inet6"))):
         _rc, config, _err = run(["apt-config", "dump"], 2.0)
         ipv6 = broken_ipv6(apt_endpoints(apt_uris(root), config), resolve)
     places = dict.fromkeys(["/", "/etc", "/usr", "/var", tmpdir, environment_root])
@@ -259,7 +252,7 @@ def read_first_contact(
         "journal": has_journal(root),
         "engine": any(status.get(name) == "installed" for name in _ENGINES),
         "hostname": hostname,
-        "own_addresses": own_name_addresses(_read(os.path.join(root, "etc/hosts")), hostname),
+        "own_addresses": own_name_addresses(read_text(os.path.join(root, "etc/hosts")), hostname),
         "clock": {"synchronised": clock_synchronised()},
         "ipv6": ipv6,
         "disks": {place: read_disk(os.path.join(root, place.lstrip("/"))) for place in places},
@@ -391,7 +384,7 @@ def check_locks(
     warned: list[tuple[str, str]] = []
     for host, facts in nodes.items():
         lock = str(values[host].get("python_env_lock") or "")
-        made = lock_python(_read(lock)) if lock else None
+        made = lock_python(read_text(lock)) if lock else None
         if not made or not facts["python_version"]:
             continue
         wanted, have = (

@@ -24,21 +24,13 @@ from ._firewall import ssh_connection_port
 from ._first_contact import read_first_contact
 from ._interfaces import find_candidates, read_links, routed_networks
 from ._nfs import read_shared_dir
+from ._tree import read_text
 
 _CAP_SYS_RESOURCE = 24
 #: Of the last proof of the network, below the root.
 PROOF_RECORD = "var/lib/metalray/network_proof.json"
 
 RunIp = Callable[[list[str]], str]
-
-
-def read_text(path: str) -> str:
-    """The text of a small file, or '' where it cannot be read."""
-    try:
-        with open(path, encoding="utf-8", errors="replace") as handle:
-            return handle.read()
-    except OSError:
-        return ""
 
 
 def parse_os_release(text: str) -> dict[str, str]:

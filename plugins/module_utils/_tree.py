@@ -16,6 +16,15 @@ _BIGGEST = 1 << 20
 _MOST_LINKS = 40
 
 
+def read_text(path: str) -> str:
+    """The text of a small file, or '' where it cannot be read."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as handle:
+            return handle.read()
+    except OSError:
+        return ""
+
+
 def _without_waiting(path: str, flags: int) -> int:
     return os.open(path, flags | os.O_NONBLOCK)
 

@@ -96,7 +96,7 @@ from ..module_utils._interfaces import (
     read_links,
     route_batch,
 )
-from ..module_utils._node import read_text
+from ..module_utils._tree import read_text
 
 
 def try_connect(address: str, port: int, timeout: float) -> str | None:

@@ -88,7 +88,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ..module_utils._fabric import read_rdma
 from ..module_utils._files import FilesError, Wanted, apply_files, as_result
 from ..module_utils._nccl_env import EnvError, absent_ports, as_text, render_environment, render_nccl
-from ..module_utils._node import read_text
+from ..module_utils._tree import read_text
 
 _PROFILE = """\
 # Written by metalray.cluster: logins get the environment that Ray's processes have.

@@ -107,8 +107,8 @@ import os
 from ansible.module_utils.basic import AnsibleModule
 
 from ..module_utils._files import FILES_OPTION, FilesError, Wanted, apply_files
-from ..module_utils._node import read_text
 from ..module_utils._ray_supervisor import fingerprint
+from ..module_utils._tree import read_text
 
 
 def last_words(journal: str, limit: int = 8) -> str:

@@ -55,7 +55,7 @@ import secrets
 from ansible.module_utils.basic import AnsibleModule
 
 from ..module_utils._files import FilesError, Wanted, apply_files
-from ..module_utils._node import read_text
+from ..module_utils._tree import read_text
 
 
 def main() -> None:

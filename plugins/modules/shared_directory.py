@@ -79,7 +79,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 
 from ..module_utils._bounded import NoAnswer, bounded
-from ..module_utils._node import read_text
+from ..module_utils._tree import read_text
 
 _MARKER = ".metalray-shared"
 
