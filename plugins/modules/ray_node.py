@@ -188,11 +188,12 @@ def main() -> None:
             if rc == 0:
                 break
         else:
-            journal = module.run_command(
-                ["journalctl", "--unit", unit, "--lines", "60", "--no-pager", "--output", "cat"]
-            )[1]
+            # What its processes say tells more than what systemd says about them, where they have said anything.
+            journal = ["journalctl", "--lines", "60", "--no-pager", "--output", "cat"]
+            own = last_words(module.run_command([*journal, f"_SYSTEMD_UNIT={unit}"])[1])
+            words = own or last_words(module.run_command([*journal, "--unit", unit])[1]) or err.strip()
             module.fail_json(
-                msg=f"{unit} did not start. Its last words:\n{last_words(journal) or err.strip()}\n"
+                msg=f"{unit} did not start. Its last words:\n{words}\n"
                 f"All of them: journalctl -u {unit}. Mend the cause and run the stage again (--tags ray)",
                 **{key: result[key] for key in ("paths", "reason")},
             )
