@@ -538,10 +538,10 @@ def soft_warning(options: Iterable[str]) -> str:
     )
 
 
-def check_worker(host: str, path: str, shared: Mapping[str, Any], source: str, serving: bool = True) -> Judgement:
+def check_worker(host: str, path: str, shared: Mapping[str, Any], source: str, mended_by: str = "") -> Judgement:
     """Whether a worker can mount ``source`` on its directory without covering anything.
 
-    ``serving`` tells that the server runs: a mount of ours that does not answer while it does not is mended by starting it.
+    ``mended_by`` tells why a mount of ours may not answer now, and which stages of the run mend that: it is a warning then.
     """
     found = Judgement(_check_path(host, path, shared))
     if found.problems:
@@ -565,7 +565,7 @@ def check_worker(host: str, path: str, shared: Mapping[str, Any], source: str, s
         for entry in shared["fstab"]
     ]
     if shared["mounts"] and not foreign and (not shared["answers"] or shared["error"]):
-        _check_answer(found, host, path, shared, source, serving)
+        _check_answer(found, host, path, shared, source, mended_by)
     elif not shared["mounts"] and not shared["answers"]:
         below = shared["mount"] or {"source": "an unknown file system", "type": "?"}
         found.problems.append(
@@ -580,18 +580,15 @@ def check_worker(host: str, path: str, shared: Mapping[str, Any], source: str, s
 
 
 def _check_answer(
-    found: Judgement, host: str, path: str, shared: Mapping[str, Any], source: str, serving: bool
+    found: Judgement, host: str, path: str, shared: Mapping[str, Any], source: str, mended_by: str
 ) -> None:
     """A mount of ours that hangs, or that fails."""
     top = shared["mounts"][-1]
     mounted = top["type"] == "nfs4"
     if not mounted and (shared["error"] or not same_source(shared["unit"], source)):
         return  # Nothing is mounted; the stage tries again, by its own server.
-    if not serving:
-        found.warnings.append(
-            f"{host}: {path} does not answer, since the server does not run on the head. The stage nfs starts it; other stages alone "
-            "would wait for it (--tags nfs)"
-        )
+    if mended_by:
+        found.warnings.append(f"{host}: {path} does not answer: {mended_by}; other stages alone would wait for it")
     elif shared["error"]:
         found.problems.append(
             f"{host}: {path} is a stale mount of {top['source']}, it says '{shared['error']}'. End the processes that use it, unmount it "

@@ -297,13 +297,19 @@ def check_nfs(
     problems = _check_export(head, values[head])
     warnings = [] if _squashes_root(values[head]) else [nfs.root_warning(path)]
     serving = nodes[head]["shared_dir"]["server_threads"] > 0
+    if serving:
+        mended_by = f"a firewall keeps it from {head}, perhaps. The stages nfs and firewall open that one's (--tags nfs)"
+    else:
+        mended_by = f"the server does not run on {head}. The stage nfs starts it (--tags nfs)"
     for host, node in nodes.items():
         if host == head:
             judged = nfs.check_head(host, path, node["shared_dir"])
         else:
             server = values[host].get("nfs_client_server") or head_address
             source = nfs.source_of(server, path)
-            judged = nfs.check_worker(host, path, node["shared_dir"], source, serving or server != head_address)
+            # A mount that says it is stale is beyond what a stage mends, where the server runs.
+            mends = server == head_address and not (serving and node["shared_dir"]["error"])
+            judged = nfs.check_worker(host, path, node["shared_dir"], source, mended_by if mends else "")
             warnings.append(nfs.soft_warning(check_type_list(values[host].get("nfs_client_mount_options") or [])))
         problems += judged.problems
         warnings += judged.warnings

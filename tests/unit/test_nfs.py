@@ -199,8 +199,8 @@ class Node:
         return nfs.check_head("a", self.path, self.read())
 
     def worker(self, source: str | None = None, **more) -> nfs.Judgement:
-        more, serving = {**more}, more.pop("serving", True)
-        return nfs.check_worker("b", self.path, {**self.read(), **more}, source or f"10.0.0.1:{self.path}", serving)
+        more, mended_by = {**more}, more.pop("mended_by", "")
+        return nfs.check_worker("b", self.path, {**self.read(), **more}, source or f"10.0.0.1:{self.path}", mended_by)
 
     def own_unit(self, server: str = "10.0.0.1") -> None:
         unit = nfs.unit_name(self.path, "mount")
@@ -369,8 +369,8 @@ def test_an_own_mount_that_does_not_answer(node, mounted):
     said = one(node.worker(answers=False).problems)
     assert f"is mounted from 10.0.0.1:{node.path} and does not answer" in said and "umount -f" in said
     # The stage nfs starts the server.
-    judged = node.worker(answers=False, serving=False)
-    assert judged.problems == [] and "the server does not run on the head" in one(judged.warnings)
+    judged = node.worker(answers=False, mended_by="the stage nfs starts it")
+    assert judged.problems == [] and "does not answer: the stage nfs starts it" in one(judged.warnings)
 
 
 def test_a_stale_mount_is_refused_and_a_failed_attempt_is_not(node):

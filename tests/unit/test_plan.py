@@ -308,11 +308,24 @@ def test_a_worker_mounts_from_where_it_is_told_to(cluster):
     assert cluster.plan()[1] == []
 
 
-def test_a_mount_that_hangs_is_refused_only_while_the_head_serves(cluster):
+@pytest.mark.parametrize(
+    ("threads", "cause"), [(0, "the server does not run on a"), (8, "a firewall keeps it from a, perhaps")]
+)
+def test_a_mount_of_the_head_that_hangs_is_what_a_stage_mends(cluster, threads, cause):
+    """A run that opens the firewall again must not be kept from it by what the firewall does."""
     cluster.nodes["b"]["shared_dir"] = mounted("10.0.0.1:/mnt/shared", answers=False)
-    assert cluster.plan()[1] == [] and "b: /mnt/shared does not answer, since" in "".join(cluster.warnings)
+    cluster.nodes["a"]["shared_dir"]["server_threads"] = threads
+    assert cluster.plan()[1] == []
+    assert f"b: /mnt/shared does not answer: {cause}" in "".join(cluster.warnings)
+
+
+def test_a_mount_that_no_stage_mends_is_refused(cluster):
     cluster.nodes["a"]["shared_dir"]["server_threads"] = 8
-    assert "b: /mnt/shared is mounted from 10.0.0.1:/mnt/shared and does not answer" in cluster.problems()
+    cluster.nodes["b"]["shared_dir"] = mounted("10.0.0.1:/mnt/shared", answers=False, error="Stale file handle")
+    assert "b: /mnt/shared is a stale mount of 10.0.0.1:/mnt/shared" in cluster.problems()
+    cluster.nodes["b"]["shared_dir"] = mounted("10.0.9.9:/mnt/shared", answers=False)
+    cluster.values["b"] = {"nfs_client_server": "10.0.9.9"}
+    assert "b: /mnt/shared is mounted from 10.0.9.9:/mnt/shared and does not answer" in cluster.problems()
 
 
 @pytest.mark.parametrize(
