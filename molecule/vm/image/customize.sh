@@ -44,9 +44,9 @@ for certificate in /usr/local/share/ca-certificates/*.crt; do
 done
 chroot "$root" update-ca-certificates >/dev/null
 
-# A raylet ends when its agent is not there after 15 seconds, which an emulated processor needs for all that starts beside it.
-# What nobody waits for steps back. Hardware needs no such thing.
+# Ray's 15 seconds are too short for an emulated processor. Hardware needs no such thing.
 install -m 0644 "$here/sitecustomize.py" "$root/etc/python3.11/sitecustomize.py"
+install -m 0644 "$here/job.py" "$root/usr/local/lib/metalray-vm-job.py"
 
 if [ -n "$VM_WHEELS" ]; then
   install -d "$root/opt/wheels"
