@@ -22,7 +22,8 @@ INTERFACES = {"node1": "ens16", "node2": "ens27"}
 ADDRESSES = {"node1": "10.77.253.11", "node2": "10.77.253.12"}
 PUBLIC = {"node1": "172.30.253.11", "node2": "172.30.253.12", "stranger": "172.30.253.66"}
 RAY_PORTS = [6379, 6380, 6381, 6382, 6383, 6384, 8265, 10001, 10002, 44217, 44227, 52365]
-NFS_PORTS = [111, 2049]
+# Beside them, what NFS opens where.
+NFS_PORTS = {"node1": [111, 2049], "node2": [111]}
 # Of the container that Docker publishes on node2.
 PUBLISHED = 8080
 SHARED = "/mnt/shared"
@@ -137,7 +138,7 @@ def knock(guest: str, address: str, ports: Iterable[int]) -> dict[int, str]:
 
 def met_by_a_stranger(node: str) -> str:
     """What the stranger meets at a node that it should not, or does not meet that it should."""
-    states = knock("stranger", PUBLIC[node], [22, PUBLISHED, *RAY_PORTS, *NFS_PORTS])
+    states = knock("stranger", PUBLIC[node], [22, PUBLISHED, *RAY_PORTS, *NFS_PORTS[node]])
     wanted = {port: "silent" for port in states}
     wanted |= {22: "open", **({PUBLISHED: "open"} if node == "node2" else {})}
     return ", ".join(f"{node} port {port} is {state}" for port, state in states.items() if state != wanted[port])

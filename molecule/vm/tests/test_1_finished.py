@@ -5,8 +5,10 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
-from guests import ADDRESSES, NODES, SHARED, as_root, incomplete, on, ssh, wait_for
+from guests import ADDRESSES, NODES, SHARED, as_root, incomplete, on, ssh
 
 
 def test_everything_is_in_force():
@@ -49,31 +51,10 @@ def test_the_export_is_for_the_other_node_alone():
     assert {"rw", "root_squash", "sync"} <= set(options.rstrip(")").split(","))
 
 
-# A task that stays until its process was looked at.
-_HOLD = """
-import ray, time
-ray.init(log_to_driver=False)
-ray.get(ray.remote(lambda: time.sleep(3600)).remote())
-"""
-
-
-def ray_workers() -> dict[str, str]:
-    """On which nodes a worker process of Ray runs a task, and its id."""
-    found = {node: ssh(node, "pgrep -f '^ray::'").stdout.split() for node in NODES}
-    return {node: pids[0] for node, pids in found.items() if pids}
-
-
-def test_ray_s_workers_have_the_limits():
+def test_the_job_ran_on_every_node_and_its_processes_have_the_limits():
     """The processes that run a job's code, not only the service that begins them."""
-    ssh("node2", "cat >/tmp/hold.py", _HOLD)
-    driver = on("node2", "bash -lc 'nohup python /tmp/hold.py >/tmp/hold.log 2>&1 & echo $!'")
-    try:
-        wait_for(
-            "a worker process", lambda: "" if ray_workers() else on("node2", "tail -n 3 /tmp/hold.log") or "none yet"
-        )
-        for node, pid in ray_workers().items():
-            limits = as_root(node, f"cat /proc/{pid}/limits").splitlines()
-            seen = [line.split()[-3:-1] for line in limits if line.startswith(("Max open files", "Max locked memory"))]
-            assert sorted(seen) == [["65536", "65536"], ["unlimited", "unlimited"]], limits
-    finally:
-        ssh("node2", f"kill {driver}")
+    result = json.loads(on("node2", f"cat {SHARED}/results/look.json"))
+    assert result["status"] == "SUCCEEDED"
+    assert sorted(task["node"] for task in result["tasks"]) == list(NODES)
+    for task in result["tasks"]:
+        assert task["nofile"] == [65536, 65536] and task["memlock"] == [-1, -1], task
