@@ -8,6 +8,7 @@ It is switched on again as the cut left it: the next run has to converge. Needs 
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 
@@ -26,11 +27,17 @@ def at_work(run: subprocess.Popen[bytes]) -> str:
     return "" if ssh(_NODE, _CONFIGURES).returncode == 0 else "not yet"
 
 
+def _environment() -> dict[str, str]:
+    """Ansible's, and a connection that notices after seconds, not after a minute, that nobody is there."""
+    quick = "-o ControlMaster=auto -o ControlPersist=300s -o ServerAliveInterval=10 -o ServerAliveCountMax=2"
+    return {**os.environ, "ANSIBLE_SSH_ARGS": quick}
+
+
 def main() -> None:
     with _LOG.open("wb") as log:
         run = subprocess.Popen(
             ["ansible-playbook", "-i", INVENTORY, "site.yml"],
-            cwd=PROJECT, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
+            cwd=PROJECT, env=_environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
         )  # fmt: skip
         try:
             wait_for(f"{_NODE} to be busy", lambda: at_work(run), 2 * PATIENCE)

@@ -115,6 +115,7 @@ def main() -> int:
     parser.add_argument("--health", required=True, help="URL that answers 200 while the raylet lives")
     parser.add_argument("--state", required=True, help="file that takes the fingerprint of what this start depends on")
     parser.add_argument("--depends", action="append", default=[], help="path that this start depends on; repeatable")
+    parser.add_argument("--directory", required=True, help="where 'ray start' runs; without it nothing is started")
     parser.add_argument("--interval", type=float, default=2.0, help="seconds between two questions")
     parser.add_argument(
         "--start-timeout", type=float, default=300.0, help="seconds until the raylet must have answered"
@@ -127,6 +128,12 @@ def main() -> int:
     signal.signal(signal.SIGTERM, _on_term)
     # Taken before the start: a file that changes during it must count as a change.
     depends = fingerprint(options.depends)
+    # Not systemd's WorkingDirectory, which would require the mount: a share that is late would end all attempts.
+    try:
+        os.chdir(options.directory)
+    except OSError as error:
+        sys.stderr.write(f"metalray: {options.directory}: {error.strerror}; the unit is to be started again\n")
+        return 1
     child = subprocess.Popen(options.command)  # pylint: disable=ansible-bad-function # no module runs this
 
     def ready() -> None:

@@ -60,7 +60,7 @@ def supervise(tmp_path, health):
     def start(*command: str, depends=(), **options):
         arguments = [
             f"--{name.replace('_', '-')}={value}"
-            for name, value in {"interval": 0.05, "patience": 3, **options}.items()
+            for name, value in {"interval": 0.05, "patience": 3, "directory": tmp_path, **options}.items()
         ]
         process = subprocess.Popen(
             [sys.executable, _ray_supervisor.__file__, f"--health={health.url}", f"--state={tmp_path / 'state'}", *arguments,
@@ -119,6 +119,19 @@ def test_fails_when_the_command_ends_whatever_its_status(supervise):
     process, _notify = supervise("true")
     _out, err = process.communicate(timeout=20)
     assert process.returncode == 1 and "ended with status 0" in err
+
+
+def test_the_command_runs_in_the_directory_and_not_without_it(supervise, tmp_path):
+    (tmp_path / "share").mkdir()
+    process, _notify = supervise("touch", "here", directory=tmp_path / "share")
+    _out, err = process.communicate(timeout=20)
+    assert "ended with status 0" in err and (tmp_path / "share" / "here").exists()
+
+    late = tmp_path / "late"
+    process, _notify = supervise("touch", str(tmp_path / "started"), directory=late)
+    _out, err = process.communicate(timeout=20)
+    assert process.returncode == 1 and f"{late}: No such file or directory; the unit is to be started again" in err
+    assert not (tmp_path / "started").exists()
 
 
 def test_a_command_that_will_not_stop_is_killed(supervise):
