@@ -298,7 +298,9 @@ def check_nfs(
     warnings = [] if _squashes_root(values[head]) else [nfs.root_warning(path)]
     serving = nodes[head]["shared_dir"]["server_threads"] > 0
     if serving:
-        mended_by = f"a firewall keeps it from {head}, perhaps. The stages nfs and firewall open that one's (--tags nfs)"
+        mended_by = (
+            f"a firewall keeps it from {head}, perhaps. The stages nfs and firewall open that one's (--tags nfs)"
+        )
     else:
         mended_by = f"the server does not run on {head}. The stage nfs starts it (--tags nfs)"
     for host, node in nodes.items():
