@@ -47,8 +47,3 @@ chroot "$root" update-ca-certificates >/dev/null
 # Ray's 15 seconds are too short for an emulated processor. Hardware needs no such thing.
 install -m 0644 "$here/sitecustomize.py" "$root/etc/python3.11/sitecustomize.py"
 install -m 0644 "$here/job.py" "$root/usr/local/lib/metalray-vm-job.py"
-
-if [ -n "$VM_WHEELS" ]; then
-  install -d "$root/opt/wheels"
-  cp "$VM_WHEELS"/*.whl "$root/opt/wheels/"
-fi

@@ -3,7 +3,7 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """A job for the guests: a task on every node says where it ran and what the process may use.
 
-It stands in for the built-in training job, whose processes need many minutes only to import torch on an emulated processor.
+It stands in for the built-in training job, whose processes need minutes only to import torch on an emulated processor.
 """
 
 import json
