@@ -198,7 +198,8 @@ def test_a_worker_that_is_down_fails_by_name_and_comes_back_by_itself():
     # A boot: everything is back with nobody's help.
     alive = "ray status 2>/dev/null | sed -n '/^Active:/,/^Pending:/p' | grep -c node_"
     on("node1", f"bash -lc 'timeout 240 sh -c '\"'\"'until [ \"$({alive})\" = 3 ]; do sleep 1; done'\"'\"")
-    # Its firewall forgot nothing; the others' learnt of its absence.
-    converged = site()
+    # Its firewall forgot nothing, and the job trains on it again.
+    converged = site("-e", "training_force=true", "-e", "training_smoke_epochs=5")
     assert converged.status == 0, converged.text[-4000:]
-    assert_unchanged(site())
+    assert "3 workers, CPU, on 3 nodes" in converged.text
+    assert_unchanged(site("-e", "training_smoke_epochs=5"))
