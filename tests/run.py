@@ -232,14 +232,13 @@ def vm(check: Check) -> None:
 
 
 def cleanup(check: Check) -> None:
-    """Away with the images, and with an engine that the sandbox started."""
+    """Away with the sandbox's image, and with an engine that the sandbox started."""
     for name in ("test", "stages"):
         remove = ["-e", '{"sandbox_remove_all": true}']
         check.run(
             *("ansible-playbook", "-i", "inventories/sandbox", "molecule/sandbox/destroy.yml", *remove),
             METALRAY_SANDBOX=name,
         )
-    check.run("ansible-playbook", "-i", "inventories/vm", "molecule/vm/destroy.yml", "-e", '{"vm_remove_all": true}')
 
 
 def all_checks() -> dict[str, Callable[[Check], None]]:
