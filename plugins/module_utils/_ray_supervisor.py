@@ -125,7 +125,6 @@ def main() -> int:
     parser.add_argument("command", nargs="+", help="'ray start --block' with its options, after --")
     options = parser.parse_args()
 
-    signal.signal(signal.SIGTERM, _on_term)
     # Taken before the start: a file that changes during it must count as a change.
     depends = fingerprint(options.depends)
     # Not systemd's WorkingDirectory, which would require the mount: a share that is late would end all attempts.
@@ -134,6 +133,8 @@ def main() -> int:
     except OSError as error:
         sys.stderr.write(f"metalray: {options.directory}: {error.strerror}; the unit is to be started again\n")
         return 1
+    # From here there is something to stop; a wait for the share just ends.
+    signal.signal(signal.SIGTERM, _on_term)
     child = subprocess.Popen(options.command)  # pylint: disable=ansible-bad-function # no module runs this
 
     def ready() -> None:
