@@ -581,14 +581,13 @@ def iptables_filters(chains: Filter, name: str) -> bool:
     return chain is not None and (chain.policy == "DROP" or any(_rule_blocks(chains, rule) for rule in chain.rules))
 
 
-def forward_filters(chains: Filter) -> bool:
-    """Whether Docker is here and what is forwarded must be let through by name."""
-    forward = chains.get("FORWARD")
-    return (
-        "DOCKER-USER" in chains
-        and forward is not None
-        and (forward.policy == "DROP" or any(rule_target(rule) in ("DROP", "REJECT") for rule in forward.rules))
-    )
+def docker_filters(chains: Filter) -> bool:
+    """Whether Docker keeps chains here, and what is forwarded must be let through by name.
+
+    Whether it drops now does not tell: it makes DROP the policy when it starts on a node that does not forward yet, which
+    is at the next boot.
+    """
+    return "DOCKER-USER" in chains and "FORWARD" in chains
 
 
 def plan_iptables(tool: str, chains: Filter, members: list[Network], forward: bool) -> list[Step]:
@@ -685,12 +684,12 @@ def observe(run: Run) -> Kernel:
 
 
 def forward_tools(kernel: Kernel, previous: Iterable[str]) -> list[str]:
-    """The iptables tools whose forwarding Docker restricts; remembered while Docker has not started yet."""
+    """The iptables tools by which Docker restricts forwarding; remembered while Docker has not started yet."""
     docker = which("dockerd") is not None
     return sorted(
         tool
         for tool in TOOLS
-        if forward_filters(kernel.filters.get(tool, {})) or (docker and tool in previous and which(tool))
+        if docker_filters(kernel.filters.get(tool, {})) or (docker and tool in previous and which(tool))
     )
 
 

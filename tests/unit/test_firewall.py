@@ -275,7 +275,21 @@ def test_the_filter_table_is_read():
     assert chains["INPUT"].policy == "DROP"
     assert fw.rule_target(chains["INPUT"].rules[1]) == "ACCEPT"
     assert fw.iptables_filters(chains, "f2b-sshd")
-    assert fw.forward_filters(chains)
+    assert fw.docker_filters(chains)
+
+
+@pytest.mark.parametrize(
+    ("text", "filters"),
+    [
+        # Started where forwarding was on already: it drops nothing, until the next boot.
+        (":FORWARD ACCEPT [0:0]\n:DOCKER-USER - [0:0]\n-A FORWARD -j DOCKER-USER\n", True),
+        (":FORWARD DROP [0:0]\n", False),
+        ("", False),
+    ],
+)
+def test_docker_is_known_by_its_chain(text, filters):
+    chains = fw.parse_save(f"*filter\n:INPUT ACCEPT [0:0]\n{text}COMMIT\n")
+    assert fw.docker_filters(chains) is filters
 
 
 def test_a_table_that_only_nft_can_show_is_not_iptables():
