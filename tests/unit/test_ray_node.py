@@ -39,7 +39,9 @@ def start(run_module, tmp_path, monkeypatch):
                 esac""",
             # As systemd tells it for the unit, and what the unit's own processes wrote.
             "journalctl": """case "$*" in
-                  *_SYSTEMD_UNIT=metalray-worker.service*) echo Exception: no head ;;
+                  *_SYSTEMD_UNIT=metalray-worker.service*)
+                    printf '%s\\n' 'Traceback (most recent call last):' '  File "ray.py"' 'Exception: no head'
+                    ;;
                   *) echo Killing process 17 with signal SIGKILL ;;
                 esac""",
         }
@@ -66,5 +68,6 @@ def test_a_start_is_tried_a_second_time(start, failures, attempts):
 def test_a_start_that_fails_again_is_told_with_its_last_words(start):
     result, tried = start(9)
     assert result["failed"] and tried == 2
-    assert "did not start" in result["msg"] and "Exception: no head" in result["msg"] and "Killing" not in result["msg"]
+    assert "did not start" in result["msg"] and "Exception: no head" in result["msg"]
+    assert not any(word in result["msg"] for word in ("Killing", "Traceback", "ray.py"))
     assert start(9, attempts=1)[1] == 3
