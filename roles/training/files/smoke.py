@@ -430,7 +430,12 @@ def parse(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--storage", required=True, help="directory of the checkpoints, the same on every node")
     parser.add_argument("--result", default=os.environ.get("METALRAY_RESULT_FILE"), help="file for the result, JSON")
     parser.add_argument("--name", default="smoke", help="name of the run: a folder under the storage directory")
-    parser.add_argument("--fresh", action="store_true", help="forget the checkpoints of an unfinished run")
+    parser.add_argument(
+        "--fresh",
+        action="store_true",
+        default=os.environ.get("METALRAY_FRESH") == "1",
+        help="forget the checkpoints of an unfinished run, as METALRAY_FRESH=1 in the environment does",
+    )
     parser.add_argument("--workers", type=int, default=0, help="0: one a GPU, or one a node where there is no GPU")
     parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--samples", type=int, default=4096, help="of each worker, in an epoch")
