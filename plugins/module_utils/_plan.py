@@ -20,6 +20,7 @@ from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 from ansible.module_utils.common.validation import check_type_bool, check_type_list
 
 from . import _nfs as nfs
+from ._access import check_access, masked
 from ._docker import DockerError, check_pools, taken_by_reservation
 from ._firewall import FirewallError, closed_ports, parse_networks
 from ._first_contact import judge, together
@@ -84,7 +85,7 @@ def check_variables(host: str, settings: Settings, specs: Mapping[str, Mapping[s
         result = ArgumentSpecValidator({name: _without_required(option)}).validate({name: value})
         if result.error_messages:
             problems.append(
-                f"{host}: {name} is {value!r}, it must be {_allowed(option)} ({'; '.join(result.error_messages)})"
+                f"{host}: {name} is {masked(repr(value))}, it must be {_allowed(option)} ({masked('; '.join(result.error_messages))})"
             )
     return problems
 
@@ -378,6 +379,7 @@ def make_plan(
     values = {host: {**defaults, **settings[host].values} for host in order}
     for host, node in answered.items():
         problems += check_node(host, node, values[host])
+        problems += check_access(host, values[host], node["ca_bundles"])
     problems += (
         check_twins(answered)
         + check_users(answered)

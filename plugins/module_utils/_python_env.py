@@ -32,6 +32,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ._access import masked, trusted_hosts
 from ._files import sync_directory, sync_file_system
 from ._versions import (
     RECORD_FILE,
@@ -445,11 +446,6 @@ _PYTHON_CAUSES: Causes = (
 )
 
 
-def masked(text: str) -> str:
-    """A text without the accounts of its addresses."""
-    return re.sub(r"(\w+://)[^/@\s]+@", r"\1***@", text)
-
-
 def explain(output: str, root: Path, causes: Causes = _CAUSES) -> tuple[str, str]:
     """The cause and the mend for the output of uv or pip."""
     for pattern, cause, mend in causes:
@@ -478,6 +474,7 @@ def tool_environment(settings: Settings, base: Mapping[str, str]) -> dict[str, s
     bundle = settings.ca_bundle or (str(_SYSTEM_BUNDLE) if _SYSTEM_BUNDLE.is_file() else "")
     if bundle:
         values.update(SSL_CERT_FILE=bundle, PIP_CERT=bundle, REQUESTS_CA_BUNDLE=bundle)
+    values.update(trusted_hosts([settings.index_url, *settings.extra_index_urls]))
     if settings.index_url:
         values.update(UV_DEFAULT_INDEX=settings.index_url, PIP_INDEX_URL=settings.index_url)
     if settings.extra_index_urls:

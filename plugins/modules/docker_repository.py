@@ -66,6 +66,10 @@ options:
     description: Accept that an engine of another source is to be removed, and its containers with it stopped.
     type: bool
     default: false
+  environment:
+    description: Environment variables for fetching the key, such as V(https_proxy). Accounts in them are not shown.
+    type: dict
+    default: {}
 """
 
 EXAMPLES = r"""
@@ -125,6 +129,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ansible.module_utils.urls import fetch_url
 
 from ..module_utils import _docker_repository as repository
+from ..module_utils._access import apply_environment, hide_accounts
 from ..module_utils._docker import DockerError, engine_get, engine_runs
 from ..module_utils._files import FilesError, Wanted, apply_files, as_result
 from ..module_utils._openpgp import armor, dearmor, normalised
@@ -255,11 +260,14 @@ def main() -> None:
             "key_fingerprint": {"type": "str", "default": "", "no_log": False},
             "packages": {"type": "list", "elements": "str", "default": []},
             "replace_engine": {"type": "bool", "default": False},
+            "environment": {"type": "dict", "default": {}},
         },
         supports_check_mode=True,
     )
     # Messages of apt and dpkg are read.
     module.run_command_environ_update = {"LC_ALL": "C.UTF-8"}
+    apply_environment(module)
+    hide_accounts(module, [module.params["url"], module.params["key_url"]])
     try:
         result = apply(module)
     except (DockerError, FilesError) as error:

@@ -44,6 +44,11 @@ options:
     description: Where processes put what they compile and load.
     type: path
     default: /tmp
+  ca_bundles:
+    description: Files with certificates that are looked into.
+    type: list
+    elements: str
+    default: []
   defer_failures:
     description:
       - Do not fail where the node cannot be read (sudo, Python, the account's home), but return why in the fact's C(failure).
@@ -228,6 +233,9 @@ ansible_facts:
         network_proof:
           description: The record of the last proof of the network that M(metalray.cluster.network_proof) left, or nothing.
           type: dict
+        ca_bundles:
+          description: By path, how many certificates each of O(ca_bundles) holds; V(null) where there is no such file.
+          type: dict
         first_contact:
           description: What M(metalray.cluster.cluster_plan) judges before the first change.
           type: dict
@@ -294,6 +302,7 @@ import time
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ..module_utils._access import count_certificates
 from ..module_utils._addresses import find_netifaces
 from ..module_utils._fabric import run_bounded
 from ..module_utils._node import read_node
@@ -314,6 +323,7 @@ def main() -> None:
             "environment_root": {"type": "path", "default": "/opt/metalray"},
             "environment_python": {"type": "str", "default": "/usr/bin/python3"},
             "tmpdir": {"type": "path", "default": "/tmp"},
+            "ca_bundles": {"type": "list", "elements": "str", "default": []},
             # The action's, on the controller.
             "defer_failures": {"type": "bool", "default": False},
         },
@@ -338,6 +348,7 @@ def main() -> None:
         python=module.params["environment_python"],
         tmpdir=module.params["tmpdir"],
     )
+    node["ca_bundles"] = {path: count_certificates(path) for path in module.params["ca_bundles"]}
     node["first_contact"]["clock"].update(started=started, ended=time.time())
     module.exit_json(changed=False, ansible_facts={"metalray_node": node})
 

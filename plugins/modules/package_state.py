@@ -46,6 +46,17 @@ options:
     description: The name that messages give to O(lock_timeout).
     type: str
     default: lock_timeout
+  environment:
+    description:
+      - Environment variables that tell how the node reaches the world, as the filter P(metalray.cluster.site_environment#filter)
+        makes them. The addresses of proxies go into a configuration of apt that root alone reads, since every account
+        sees a process's environment.
+    type: dict
+    default: {}
+  sources:
+    description: The only list of sources, a file on the node, that apt is to install from. Empty is the node's own sources.
+    type: str
+    default: ''
 notes:
   - Packages that others left half configured are mended only where something is to be installed or removed.
 """
@@ -62,6 +73,7 @@ EXAMPLES = r"""
   ansible.builtin.apt:
     name: "{{ packages.missing }}"
     update_cache: true
+  environment: "{{ packages.environment }}"
   when: packages.missing | length > 0
 """
 
@@ -83,6 +95,13 @@ mended:
   type: list
   elements: str
   sample: [nfs-common (half-configured)]
+environment:
+  description:
+    - The environment for apt. C(APT_CONFIG) in it leads to a configuration for the runs of this collection alone, which is
+      written where something is missing and O(environment) or O(sources) ask for it.
+  returned: success
+  type: dict
+  sample: {APT_CONFIG: /run/metalray/apt.conf}
 locks:
   description: Which processes hold a lock of apt or dpkg now, a sentence each.
   returned: success
@@ -90,9 +109,28 @@ locks:
   elements: str
 """
 
+import os
+
 from ansible.module_utils.basic import AnsibleModule
 
+from ..module_utils._access import apply_environment, apt_configuration, without_addresses
 from ..module_utils._dpkg import DpkgError, describe_holder, lock_holders, prepare
+from ..module_utils._files import FilesError, Wanted, apply_files
+
+# Gone with the next boot: apt of nobody else reads it.
+_CONFIGURATION = "/run/metalray/apt.conf"
+
+
+def apt_environment(module: AnsibleModule) -> dict[str, str]:
+    """What apt needs in its environment, its configuration written where it needs one."""
+    values = {name: str(value) for name, value in module.params["environment"].items()}
+    left = without_addresses(values)
+    text = apt_configuration(values, module.params["sources"])
+    if not text:
+        return left
+    if not module.check_mode:
+        apply_files(module, [Wanted(_CONFIGURATION, text, "0600", secret=True)])
+    return {**left, "APT_CONFIG": _CONFIGURATION}
 
 
 def main() -> None:
@@ -103,11 +141,17 @@ def main() -> None:
             "absent": names,
             "lock_timeout": {"type": "int", "default": 600},
             "lock_variable": {"type": "str", "default": "lock_timeout"},
+            "environment": {"type": "dict", "default": {}},
+            "sources": {"type": "str", "default": ""},
         },
         supports_check_mode=True,
     )
 
+    apply_environment(module)
+
     def run(argv: list[str]) -> tuple[int, str, str]:
+        if argv[0] == "apt-get":
+            os.environ.update(apt_environment(module))
         return module.run_command(list(argv), environ_update={"LC_ALL": "C", "DEBIAN_FRONTEND": "noninteractive"})
 
     try:
@@ -119,13 +163,15 @@ def main() -> None:
             module.params["lock_variable"],
             module.check_mode,
         )
-    except DpkgError as error:
+        environment = apt_environment(module) if outcome.missing else {}
+    except (DpkgError, FilesError) as error:
         module.fail_json(msg=str(error))
     module.exit_json(
         changed=bool(outcome.mended),
         missing=outcome.missing,
         present=outcome.present,
         mended=outcome.mended,
+        environment=environment,
         locks=[describe_holder(holder) for holder in lock_holders()],
     )
 

@@ -130,6 +130,10 @@ options:
     description: Seconds for a whole build.
     type: int
     default: 1800
+  environment:
+    description: Environment variables for uv and pip, such as V(https_proxy). Accounts in them are not shown.
+    type: dict
+    default: {}
 notes:
   - Needs the module venv of the system's Python (Debian's package python3-venv) to install uv.
   - Messages name the options with the prefix C(python_env_), as the variables of the role are named.
@@ -202,6 +206,7 @@ from pathlib import Path
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ..module_utils._access import apply_environment, hide_accounts
 from ..module_utils._python_env import EnvError, Settings, ensure
 
 
@@ -229,13 +234,17 @@ def main() -> None:
             "keep": {"type": "int", "default": 1},
             "min_free_bytes": {"type": "int", "default": 0},
             "timeout": {"type": "int", "default": 1800},
+            "environment": {"type": "dict", "default": {}},
         },
         supports_check_mode=True,
     )
     for name, least in (("keep", 0), ("min_free_bytes", 0), ("timeout", 1)):
         if module.params[name] < least:
             module.fail_json(msg=f"python_env_{name} is {module.params[name]}: allowed is {least} or more")
+    apply_environment(module)
+    hide_accounts(module, [module.params["index_url"], *module.params["extra_index_urls"]])
     values = {**module.params, "root": Path(module.params["root"]), "venv": Path(module.params["venv"])}
+    del values["environment"]
     try:
         outcome = ensure(Settings(**values), module.check_mode)
     except EnvError as error:

@@ -74,6 +74,7 @@ def node(number: int, **more):
         "user_wanted": "ray",
         "shared_dir": shared_dir(),
         "networks": ["10.0.0.0/24"],
+        "ca_bundles": {},
         "ssh_port": 22,
         "candidates": [
             {"interface": "fab0", "address": f"10.0.0.{number}", "prefix": 24, "mtu": 9000, "speed_mbps": 100000, "physical": True,

@@ -12,7 +12,16 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 ROLES = sorted(path.name for path in (ROOT / "roles").iterdir())
-SHARED = ("cluster_user", "cluster_shared_dir", "cluster_shared_backend", "cluster_interface", "cluster_cidr")
+SHARED = (
+    "cluster_user",
+    "cluster_shared_dir",
+    "cluster_shared_backend",
+    "cluster_interface",
+    "cluster_cidr",
+    "cluster_proxy",
+    "cluster_no_proxy",
+    "cluster_ca_bundle",
+)
 
 
 def load(role: str, name: str):
