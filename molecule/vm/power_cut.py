@@ -29,7 +29,7 @@ def at_work(run: subprocess.Popen[bytes]) -> str:
 
 def _environment() -> dict[str, str]:
     """Ansible's, and a connection that notices after seconds, not after a minute, that nobody is there."""
-    quick = "-o ControlMaster=auto -o ControlPersist=300s -o ServerAliveInterval=10 -o ServerAliveCountMax=2"
+    quick = "-o ControlMaster=auto -o ControlPersist=300s -o ServerAliveInterval=5 -o ServerAliveCountMax=2"
     return {**os.environ, "ANSIBLE_SSH_ARGS": quick}
 
 
