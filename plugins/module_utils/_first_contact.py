@@ -28,7 +28,7 @@ from urllib.parse import urlsplit
 
 from ._dpkg import UNFINISHED, Holder, describe_holder, duration, has_journal, lock_holders
 from ._fabric import Run
-from ._python_env import fetched_version, is_version, python_candidates
+from ._pythons import fetched_version, is_version, python_candidates
 from ._tree import read_text
 
 Resolve = Callable[..., "list[tuple[Any, ...]]"]

@@ -18,7 +18,10 @@ from pathlib import Path
 
 import pytest
 import yaml
+from ansible_collections.metalray.cluster.plugins.module_utils import _lock as locks
 from ansible_collections.metalray.cluster.plugins.module_utils import _python_env as env
+from ansible_collections.metalray.cluster.plugins.module_utils import _pythons as interpreters
+from ansible_collections.metalray.cluster.plugins.module_utils import _uv as tools
 
 ROOT = Path(__file__).resolve().parents[2]
 ROLE = ROOT / "roles" / "python_env"
@@ -43,7 +46,7 @@ def test_a_lock_is_read_as_uv_writes_it() -> None:
         f"ray[default]==2.60.0 \\\r\n    {HASH}\n"
         f"flash-attn @ https://example.com/flash_attn-2.8.3+cu12-cp312-cp312-linux_x86_64.whl {HASH}\n"
     )
-    found = env.parse_lock(text, "x.txt")
+    found = locks.parse_lock(text, "x.txt")
     assert [(item.name, item.version, item.marker) for item in found] == [
         ("typing-extensions", "4.16.0", "python_full_version < '3.11'"),
         ("torch", "2.13.0+cpu", ""),
@@ -67,7 +70,7 @@ def test_a_lock_is_read_as_uv_writes_it() -> None:
 )
 def test_a_lock_that_pins_less_is_refused(text: str, word: str) -> None:
     with pytest.raises(env.EnvError) as caught:
-        env.parse_lock(text, "mine.txt")
+        locks.parse_lock(text, "mine.txt")
     assert word in str(caught.value)
     assert "mine.txt" in str(caught.value)
 
@@ -96,18 +99,18 @@ def test_a_lock_that_pins_less_is_refused(text: str, word: str) -> None:
     ],
 )
 def test_markers(marker: str, python: str, holds: bool) -> None:
-    assert env.marker_holds(marker, env.marker_environment(python)) is holds
+    assert locks.marker_holds(marker, locks.marker_environment(python)) is holds
 
 
 def test_the_hash_depends_on_versions_only() -> None:
-    one = env.parse_lock(lock_of(six="1.17.0", ray="2.60.0"), "x")
-    other = env.parse_lock("# made today\n" + lock_of(ray="2.60.0", six="1.17.0"), "y")
-    assert env.environment_hash(one, "3.11.2", "0.13.9") == env.environment_hash(other, "3.11.2", "0.13.9")
+    one = locks.parse_lock(lock_of(six="1.17.0", ray="2.60.0"), "x")
+    other = locks.parse_lock("# made today\n" + lock_of(ray="2.60.0", six="1.17.0"), "y")
+    assert locks.environment_hash(one, "3.11.2", "0.13.9") == locks.environment_hash(other, "3.11.2", "0.13.9")
     changed = {
-        env.environment_hash(one, "3.11.2", "0.13.9"),
-        env.environment_hash(one, "3.11.3", "0.13.9"),
-        env.environment_hash(one, "3.11.2", "0.14.0"),
-        env.environment_hash(env.parse_lock(lock_of(six="1.16.0", ray="2.60.0"), "x"), "3.11.2", "0.13.9"),
+        locks.environment_hash(one, "3.11.2", "0.13.9"),
+        locks.environment_hash(one, "3.11.3", "0.13.9"),
+        locks.environment_hash(one, "3.11.2", "0.14.0"),
+        locks.environment_hash(locks.parse_lock(lock_of(six="1.16.0", ray="2.60.0"), "x"), "3.11.2", "0.13.9"),
     }
     assert len(changed) == 4
 
@@ -117,7 +120,7 @@ def test_shipped_locks_are_complete(path: Path) -> None:
     text = path.read_text(encoding="utf-8")
     assert "://" not in text
     assert "/tmp" not in text
-    packages = env.lock_packages(env.parse_lock(text, path.name), "3.11.2")
+    packages = locks.lock_packages(locks.parse_lock(text, path.name), "3.11.2")
     assert tuple(map(int, packages["ray"].split("."))) >= (2, 54)
     assert "colorama" not in packages
 
@@ -125,7 +128,9 @@ def test_shipped_locks_are_complete(path: Path) -> None:
 def test_shipped_locks_agree() -> None:
     seen: dict[str, set[str]] = {}
     for path in LOCKS:
-        for name, version in env.lock_packages(env.parse_lock(path.read_text("utf-8"), path.name), "3.11.2").items():
+        for name, version in locks.lock_packages(
+            locks.parse_lock(path.read_text("utf-8"), path.name), "3.11.2"
+        ).items():
             seen.setdefault(name, set()).add(version.partition("+")[0])
     assert len(LOCKS) == 3
     assert {name: versions for name, versions in seen.items() if len(versions) > 1} == {}
@@ -133,7 +138,7 @@ def test_shipped_locks_agree() -> None:
 
 def test_the_default_uv_has_hashes() -> None:
     defaults = yaml.safe_load((ROLE / "defaults/main.yml").read_text(encoding="utf-8"))
-    (pin,) = env.parse_lock((ROLE / "files/uv.txt").read_text(encoding="utf-8"), "uv.txt")
+    (pin,) = locks.parse_lock((ROLE / "files/uv.txt").read_text(encoding="utf-8"), "uv.txt")
     assert (pin.name, pin.version) == ("uv", str(defaults["python_env_uv_version"]))
 
 
@@ -182,7 +187,7 @@ SEEN = [
 
 @pytest.mark.parametrize(("cause", "output"), SEEN)
 def test_causes(cause: str, output: str) -> None:
-    found, mend = env.explain(output, Path("/opt/metalray"))
+    found, mend = tools.explain(output, Path("/opt/metalray"))
     assert cause in found
     assert mend
     assert "{" not in mend
@@ -202,7 +207,7 @@ def test_causes(cause: str, output: str) -> None:
     ],
 )
 def test_causes_where_python_is_fetched(cause: str, output: str) -> None:
-    found, mend = env.explain(output, Path("/opt/metalray"), env._PYTHON_CAUSES)
+    found, mend = tools.explain(output, Path("/opt/metalray"), interpreters._PYTHON_CAUSES)
     assert cause in found
     assert mend
     assert "{" not in mend
@@ -210,17 +215,17 @@ def test_causes_where_python_is_fetched(cause: str, output: str) -> None:
 
 
 def test_accounts_are_not_shown() -> None:
-    assert env.tail("Failed to fetch: https://me:secret@mirror.example/simple\n") == (
+    assert tools.tail("Failed to fetch: https://me:secret@mirror.example/simple\n") == (
         "  Failed to fetch: https://***@mirror.example/simple"
     )
 
 
 def test_tools_get_addresses_by_environment(tmp_path: Path) -> None:
-    settings = env.Settings(
-        "", "", "1", "", root=tmp_path, index_url="https://a/simple", extra_index_urls=["https://b", "https://c"],
+    settings = tools.Tools(
+        root=tmp_path, index_url="https://a/simple", extra_index_urls=["https://b", "https://c"],
         find_links=["/w"], ca_bundle="/ca.pem", offline=True,
     )  # fmt: skip
-    values = env.tool_environment(settings, {"PATH": "/bin", "VIRTUAL_ENV": "/x", "HTTPS_PROXY": "http://p"})
+    values = tools.tool_environment(settings, {"PATH": "/bin", "VIRTUAL_ENV": "/x", "HTTPS_PROXY": "http://p"})
     assert "VIRTUAL_ENV" not in values
     assert values["HTTPS_PROXY"] == "http://p"
     assert values["UV_DEFAULT_INDEX"] == values["PIP_INDEX_URL"] == "https://a/simple"
@@ -339,7 +344,9 @@ def test_a_build_takes_locked_wheels_only(node: Node) -> None:
 
 def test_check_mode_on_a_fresh_node_writes_nothing(tmp_path: Path) -> None:
     root = tmp_path / "opt"
-    settings = env.Settings(lock_of(six="1.17.0"), "x", "1.0", "", root=root, venv=root / "venv", python=sys.executable)
+    settings = env.Settings(
+        lock=lock_of(six="1.17.0"), uv_version="1.0", root=root, venv=root / "venv", python=sys.executable
+    )
     would = env.ensure(settings, check_mode=True)
     assert (would.changed, would.built, would.packages) == (True, True, {"six": "1.17.0"})
     assert would.diff is not None
@@ -525,7 +532,7 @@ def test_what_a_power_cut_may_have_emptied_is_fetched_again(node: Node) -> None:
     node.ensure(lock=lock_of(six="1.16.0"), keep=3)
     assert cached.exists() and fetched.exists() and not (node.root / ".unsynced").exists()
     interrupt("another boot")
-    assert env.find_python(replace(node.settings, python="3.99")) is None
+    assert interpreters.find_python(replace(node.settings, python="3.99")) is None
     node.ensure(lock=lock_of(six="1.15.0"), keep=3)
     assert not cached.exists() and not fetched.exists() and not (node.root / ".unsynced").exists()
     # An environment that is there is made of it.
@@ -628,9 +635,9 @@ def fake_python(place: Path, version: str) -> Path:
 def test_a_version_of_python_is_looked_for(node: Node) -> None:
     python = fake_python(node.root / "python" / "cpython-x", "3.98.12")
     for wanted in ("3.98", "3.98.12"):
-        assert env.find_python(replace(node.settings, python=wanted)) == (python, "3.98.12")
+        assert interpreters.find_python(replace(node.settings, python=wanted)) == (python, "3.98.12")
     for wanted in ("3.98.1", "3.9", "3.98.13"):
-        found = env.find_python(replace(node.settings, python=wanted))
+        found = interpreters.find_python(replace(node.settings, python=wanted))
         assert found is None or found[0] != python
 
 
@@ -643,7 +650,7 @@ def test_what_uv_fetched_is_found_where_it_is(node: Node) -> None:
     link.symlink_to(ninth.parents[1])
 
     def find(wanted: str) -> tuple[Path, str] | None:
-        return env.find_python(replace(node.settings, python=wanted))
+        return interpreters.find_python(replace(node.settings, python=wanted))
 
     assert find("3.98") == (twelfth, "3.98.12")
     assert find("3.98.9") == (ninth, "3.98.9")
@@ -733,8 +740,8 @@ def pythons(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def fetch(node: Node, version: str, **changes: object) -> tuple[Path, str]:
     settings = replace(node.settings, python=version, **changes)
-    with env.building(settings) as runner:
-        return env.install_python(settings, runner, env.ensure_uv(settings, runner))
+    with tools.building(settings) as runner:
+        return interpreters.install_python(settings, runner, tools.ensure_uv(settings, runner))
 
 
 @pytest.mark.parametrize("offline", [False, True])
