@@ -27,10 +27,15 @@ class EnvError(Exception):
 
 @dataclass(frozen=True)
 class Requirement:
+    """One package of a lock. ``commit`` is that of a git repository at ``url``, which has no hash of its own."""
+
     name: str
     version: str
     marker: str
     text: str
+    url: str = ""
+    commit: str = ""
+    subdirectory: str = ""
 
 
 def logical_lines(text: str) -> Iterator[str]:
@@ -42,8 +47,16 @@ def logical_lines(text: str) -> Iterator[str]:
             yield " ".join(bare.split())
 
 
+_NAME = r"([A-Za-z0-9][\w.-]*)\s*(?:\[[^\]]*\])?"
+# A commit says what is in it, as a hash does.
+_GIT = re.compile(
+    rf"{_NAME}\s*@\s*git\+((?:https|ssh)://[^\s#]+?)@([0-9a-f]{{40}})(?:#subdirectory=([\w./-]+))?(?:\s*;\s*(.+))?"
+)
+_PINNED = re.compile(rf"{_NAME}\s*(==\s*[^\s;,*]+|@\s*\S+)\s*(?:;\s*(.+))?")
+
+
 def parse_lock(text: str, name: str) -> list[Requirement]:
-    """The requirements of a lock. Raises EnvError unless each is pinned to one version and carries hashes."""
+    """The requirements of a lock. Raises EnvError unless each is pinned to one version with hashes, or to a commit."""
     found: list[Requirement] = []
     loose: list[str] = []
     for line in logical_lines(text):
@@ -53,23 +66,34 @@ def parse_lock(text: str, name: str) -> list[Requirement]:
                 "directories have variables of their own (python_env_index_url, python_env_find_links, ...); leave a "
                 "project itself out with 'uv export --no-emit-project'"
             )
+        git = _GIT.fullmatch(line)
+        if git:
+            package, url, commit, folder, marker = git.groups(default="")
+            found.append(Requirement(normalised(package), f"git.{commit[:12]}", marker, line, url, commit, folder))
+            continue
         head, _space, hashes = line.partition(" --hash=")
-        match = re.fullmatch(r"([A-Za-z0-9][\w.-]*)\s*(?:\[[^\]]*\])?\s*(==\s*[^\s;,*]+|@\s*\S+)\s*(?:;\s*(.+))?", head)
+        match = _PINNED.fullmatch(head)
         if match is None or not hashes:
             loose.append(head)
             continue
-        pin = match.group(2)
-        version = pin[2:].strip() if pin.startswith("==") else _wheel_version(pin[1:].strip())
-        found.append(Requirement(normalised(match.group(1)), version, (match.group(3) or "").strip(), line))
+        package, pin, marker = match.groups(default="")
+        url = pin[1:].strip() if pin.startswith("@") else ""
+        version = _wheel_version(url) if url else pin[2:].strip()
+        found.append(Requirement(normalised(package), version, marker.strip(), line, url))
     if loose:
         shown = ", ".join(loose[:5]) + (f" and {len(loose) - 5} more" if len(loose) > 5 else "")
         raise EnvError(
             f"the lock {name} does not pin each package to one version with hashes: {shown}. Make it with "
-            "'uv pip compile --generate-hashes'"
+            "'uv pip compile --generate-hashes'; a git repository needs the whole commit (NAME @ git+https://HOST/PATH@COMMIT)"
         )
     if not found:
         raise EnvError(f"the lock {name} names no package. Make it with 'uv pip compile --generate-hashes'")
     return found
+
+
+def hashes_of(text: str) -> set[str]:
+    """The sha256 hashes that a line of a lock allows."""
+    return set(re.findall(r"--hash=sha256:([0-9a-f]{64})", text))
 
 
 def _wheel_version(url: str) -> str:

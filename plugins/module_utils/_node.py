@@ -27,6 +27,7 @@ from ._nfs import read_shared_dir
 from ._tree import read_text
 
 _CAP_SYS_RESOURCE = 24
+_SMI_SECONDS = 20
 #: Of the last proof of the network, below the root.
 PROOF_RECORD = "var/lib/metalray/network_proof.json"
 
@@ -71,6 +72,20 @@ def count_gpus(root: str) -> int:
         return len(os.listdir(os.path.join(root, "proc/driver/nvidia/gpus")))
     except OSError:
         return 0
+
+
+def has_nvcc(root: str) -> bool:
+    """Whether CUDA's compiler is on the node."""
+    places = ("usr/local/cuda/bin", "usr/local/bin", "usr/bin")
+    return any(os.access(os.path.join(root, place, "nvcc"), os.X_OK) for place in places)
+
+
+def cuda_architectures(run: Run, gpus: int) -> list[str]:
+    """Compute capabilities of the GPUs; none where nvidia-smi does not tell."""
+    if not gpus:
+        return []
+    status, out, _err = run(["nvidia-smi", "--query-gpu=compute_cap", "--format=csv,noheader"], _SMI_SECONDS)
+    return sorted(set(re.findall(r"^\s*(\d+\.\d+)\s*$", out, re.MULTILINE))) if status == 0 else []
 
 
 def account(name: str) -> dict[str, Any] | None:
@@ -134,6 +149,8 @@ def read_node(
         "cpus": len(os.sched_getaffinity(0)),
         "memory_bytes": parse_meminfo(read_text(os.path.join(root, "proc/meminfo"))),
         "gpus": count_gpus(root),
+        "nvcc": has_nvcc(root),
+        "cuda_architectures": cuda_architectures(run, count_gpus(root)),
         "hard_limits": parse_limits(read_text(os.path.join(root, "proc/1/limits"))),
         "can_raise_limits": can_raise_limits(read_text(os.path.join(root, "proc/1/status"))),
         "user": owner,

@@ -340,6 +340,26 @@ def _check_export(head: str, values: Mapping[str, Any]) -> list[str]:
     return problems
 
 
+def choose_builder(
+    nodes: Mapping[str, Mapping[str, Any]], values: Mapping[str, Mapping[str, Any]], head: str
+) -> tuple[str, list[str]]:
+    """The node that fetches and builds what the others install: the head, or one that can compile for GPUs where builds are
+    allowed and the head cannot."""
+    wanted = str(values[head].get("python_env_builder") or "")
+    if wanted and wanted not in values:
+        return head, [
+            f"python_env_builder is '{wanted}', and the inventory's group 'cluster' has no such host. Name one of {', '.join(values)}"
+        ]
+    if wanted and wanted not in nodes:
+        return head, [
+            f"python_env_builder is '{wanted}', and that node did not answer. Mend its SSH access (ansible {wanted} -m ping), or "
+            "name another"
+        ]
+    builds = check_type_bool(values[head].get("python_env_allow_builds") or False)
+    able = [host for host in nodes if nodes[host].get("nvcc")]
+    return wanted or (able[0] if builds and able and head not in able else head), []
+
+
 def make_plan(
     groups: Mapping[str, Sequence[str]],
     nodes: Mapping[str, Mapping[str, Any]],
@@ -396,6 +416,8 @@ def make_plan(
         problems += check_meaning(host, values[host], networks)
     if picked:
         problems += check_nfs(answered, values, head, picked[head].address, warn)
+    builder, wrong = choose_builder(answered, values, head)
+    problems += wrong
     if problems:
         return {}, problems
 
@@ -408,6 +430,8 @@ def make_plan(
         "cidr": network,
         "head": head,
         "head_address": picked[head].address,
+        "builder": builder,
+        "cuda_architectures": sorted({one for node in answered.values() for one in node.get("cuda_architectures", ())}),
         "addresses": [picked[host].address for host in answered],
         # The nodes' own port, whatever leads to it from outside; 0 where it is not the same on all.
         "ssh_port": ports.pop() if len(ports := {node["ssh_port"] for node in answered.values()}) == 1 else 0,

@@ -18,12 +18,12 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from ._files import sync_directory, sync_file_system
-from ._lock import EnvError, environment_hash, lock_packages, parse_lock
+from ._lock import EnvError, Requirement, environment_hash, hashes_of, lock_packages, logical_lines, parse_lock
 from ._pythons import fetched_version, find_python, install_python, is_fetched
 from ._uv import Runner, Tools, building, ensure_uv, free_bytes, gib, remove, unsafe, write_record
 from ._versions import (
@@ -43,6 +43,8 @@ class Settings(Tools):
 
     lock: str = ""
     lock_name: str = ""
+    wheelhouse: str = ""
+    wheels: str = ""
     venv: Path = Path("/opt/metalray/venv")
     torch_backend: str = ""
     allow_builds: bool = False
@@ -158,7 +160,29 @@ def superfluous(venvs: Path, current: Path, keep: int) -> list[Path]:
 # --- the whole ---------------------------------------------------------------------------------------------------
 
 
-def build(settings: Settings, runner: Runner, uv: Path, python: Path, version: str, name: str, digest: str) -> Path:
+def built_elsewhere(requirements: Sequence[Requirement], wheels: str) -> str:
+    """A digest of the wheels that the lock itself has no hash of: those given, and those built, each of which is another."""
+    locked = set().union(*(hashes_of(item.text) for item in requirements))
+    lines = sorted(line for line in logical_lines(wheels) if not hashes_of(line) & locked)
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest() if lines else ""
+
+
+@dataclass(frozen=True)
+class Target:
+    """What an environment is made of. ``wheels`` is the digest of those that the lock has no hash of."""
+
+    hash: str
+    wheels: str = ""
+
+    @property
+    def name(self) -> str:
+        return hashlib.sha256(f"{self.hash}{self.wheels}".encode()).hexdigest()[:12] if self.wheels else self.hash[:12]
+
+    def made(self, record: Mapping[str, Any]) -> bool:
+        return record.get("hash") == self.hash and record.get("wheels", "") == self.wheels
+
+
+def build(settings: Settings, runner: Runner, uv: Path, python: Path, version: str, name: str, wanted: Target) -> Path:
     """A finished environment at ``venvs/NAME``. Whatever fails, nothing of it stays."""
     destination = settings.root / "venvs" / name
     remove(destination)
@@ -170,7 +194,8 @@ def build(settings: Settings, runner: Runner, uv: Path, python: Path, version: s
             asked = ["--managed-python", "--python", python.parent.parent.name]
         runner.run(what, [uv, "venv", "--no-project", "--prompt", settings.venv.name, *asked, destination])
         lock = destination / "requirements.txt"
-        lock.write_text(settings.lock if settings.lock.endswith("\n") else settings.lock + "\n", encoding="utf-8")
+        text = settings.wheels or settings.lock
+        lock.write_text(text if text.endswith("\n") else text + "\n", encoding="utf-8")
         options = ["--require-hashes", "--link-mode", "hardlink"]
         options += ["--compile-bytecode"] if settings.compile else []
         # By name and hash a package is the same wherever it lies: no index may hide another's.
@@ -192,7 +217,8 @@ def build(settings: Settings, runner: Runner, uv: Path, python: Path, version: s
         with contextlib.suppress(FileNotFoundError):
             (destination / ".lock").unlink()
         record = {
-            "hash": digest,
+            "hash": wanted.hash,
+            "wheels": wanted.wheels,
             "python": version,
             "interpreter": str(python),
             "uv": settings.uv_version,
@@ -220,21 +246,21 @@ def _diff(settings: Settings, before: str, target: Path, python: str, packages: 
     }
 
 
-def ready(venvs: Path, digest: str) -> Path | None:
-    """A finished, unchanged environment of this hash."""
-    for path in sorted(venvs.glob(f"{digest[:12]}*")):
+def ready(venvs: Path, wanted: Target) -> Path | None:
+    """A finished, unchanged environment of this make."""
+    for path in sorted(venvs.glob(f"{wanted.name}*")):
         record = read_record(path)
-        if record.get("hash") == digest and not drift(path, record):
+        if wanted.made(record) and not drift(path, record):
             return path
     return None
 
 
-def free_name(venvs: Path, digest: str) -> str:
-    """The name for a new environment of this hash: one that drifted may still be in use and keeps its own."""
-    name = digest[:12]
+def free_name(venvs: Path, wanted: Target) -> str:
+    """The name for a new environment of this make: one that drifted may still be in use and keeps its own."""
+    name = wanted.name
     number = 2
     while (venvs / name / RECORD_FILE).is_file():
-        name = f"{digest[:12]}-{number}"
+        name = f"{wanted.name}-{number}"
         number += 1
     return name
 
@@ -250,38 +276,75 @@ def ensure(settings: Settings, check_mode: bool = False) -> Outcome:
         raise EnvError(str(error)) from None
 
 
-def _ensure(settings: Settings, check_mode: bool) -> Outcome:
-    requirements = parse_lock(settings.lock, settings.lock_name)
-    if settings.offline and not settings.find_links:
+def from_wheelhouse(settings: Settings) -> Settings:
+    """The same settings, with the wheelhouse as the only place to take packages from."""
+    if not os.access(settings.wheelhouse, os.R_OK | os.X_OK):
+        raise EnvError(
+            f"the wheelhouse {settings.wheelhouse} is not there on this node, or root may not read it: over NFS, root is "
+            f"nobody. Mount the shared directory (--tags nfs), let others read it (chmod o+rx on each directory above the "
+            "wheels), or set python_env_wheelhouse to '' so that each node fetches for itself"
+        )
+    return replace(
+        settings,
+        find_links=[settings.wheelhouse],
+        offline=True,
+        index_url="",
+        extra_index_urls=(),
+        torch_backend="",
+        allow_builds=False,
+    )
+
+
+def _check(settings: Settings, requirements: Sequence[Requirement], check_mode: bool) -> None:
+    if settings.offline and not settings.find_links and not settings.wheelhouse:
         raise EnvError("python_env_offline is set, but python_env_find_links names no directory to install from")
     for module in settings.imports:
         if not all(part.isidentifier() for part in module.split(".")):
             raise EnvError(f"python_env_imports names '{module}': allowed are names of modules, such as ray.train")
     if settings.ca_bundle and not Path(settings.ca_bundle).is_file() and not check_mode:
         raise EnvError(f"python_env_ca_bundle is '{settings.ca_bundle}', and there is no such file on this node")
+    commits = [item.name for item in requirements if item.commit]
+    if commits and not settings.wheelhouse:
+        raise EnvError(
+            f"the lock {settings.lock_name} names {', '.join(commits)} by a commit, which is built once, in the wheelhouse, and "
+            "python_env_wheelhouse is empty. Leave it at its default, or lock a release"
+        )
+
+
+def _ensure(settings: Settings, check_mode: bool) -> Outcome:
+    requirements = parse_lock(settings.lock, settings.lock_name)
+    _check(settings, requirements, check_mode)
     venvs = settings.root / "venvs"
     current = current_environment(settings.venv)
     record = read_record(current) if current else {}
     found = find_python(settings)
     changes: list[str] = []
+
+    def target_of(version: str) -> Target:
+        built = built_elsewhere(requirements, settings.wheels)
+        if settings.wheelhouse and not settings.wheels:
+            # In check mode, where the wheelhouse is still to be filled: what was built then will do again.
+            built = str(record.get("wheels", ""))
+        return Target(environment_hash(requirements, version, settings.uv_version), built)
+
     if found and current and record:
-        digest = environment_hash(requirements, found[1], settings.uv_version)
+        wanted = target_of(found[1])
         changes = drift(current, record)
-        if record.get("hash") == digest and not changes:
-            return Outcome(False, False, str(current), digest, found[1], distributions(current))
+        if wanted.made(record) and not changes:
+            return Outcome(False, False, str(current), wanted.hash, found[1], distributions(current))
     before = _listing(str(record.get("python", "")), distributions(current)) if current and record else ""
 
     if check_mode:
         version = found[1] if found else settings.python
-        digest = environment_hash(requirements, version, settings.uv_version)
-        target = ready(venvs, digest) or venvs / free_name(venvs, digest)
+        wanted = target_of(version)
+        target = ready(venvs, wanted) or venvs / free_name(venvs, wanted)
         packages = lock_packages(requirements, version)
         verb = "switch to" if target.is_dir() else "build"
         return Outcome(
             True,
             verb == "build",
             str(target),
-            digest,
+            wanted.hash,
             version,
             packages,
             changes,
@@ -289,14 +352,16 @@ def _ensure(settings: Settings, check_mode: bool) -> Outcome:
             msg=f"would {verb} {target} with {len(packages)} packages{_because(changes)}",
         )
 
+    source = from_wheelhouse(settings) if settings.wheelhouse else settings
     with building(settings) as runner:
+        local = replace(runner, settings=source)
         uv = None
         if not found:
-            uv = ensure_uv(settings, runner)
+            uv = ensure_uv(source, local)
             found = install_python(settings, runner, uv)
         python, version = found
-        digest = environment_hash(requirements, version, settings.uv_version)
-        target = ready(venvs, digest)
+        wanted = target_of(version)
+        target = ready(venvs, wanted)
         built = target is None
         if target is None:
             room = free_bytes(venvs)
@@ -306,8 +371,8 @@ def _ensure(settings: Settings, check_mode: bool) -> Outcome:
                     f"{gib(settings.min_free_bytes)} (python_env_min_free_bytes). Make room, for instance with "
                     f"'rm -rf {settings.root}/cache', or set python_env_root to another disk"
                 )
-            uv = uv or ensure_uv(settings, runner)
-            target = build(settings, runner, uv, python, version, free_name(venvs, digest), digest)
+            uv = uv or ensure_uv(source, local)
+            target = build(source, local, uv, python, version, free_name(venvs, wanted), wanted)
         settings.venv.parent.mkdir(parents=True, exist_ok=True)
         switch(settings.venv, target)
         removed = superfluous(venvs, target, settings.keep)
@@ -318,7 +383,7 @@ def _ensure(settings: Settings, check_mode: bool) -> Outcome:
         True,
         built,
         str(target),
-        digest,
+        wanted.hash,
         version,
         packages,
         changes,

@@ -123,3 +123,8 @@ def install_python(settings: Tools, runner: Runner, uv: Path) -> tuple[Path, str
     if found is None:
         raise EnvError(f"uv fetched Python {settings.python}, but it is not below {settings.root}/python")
     return found
+
+
+def ensure_python(settings: Tools, runner: Runner, uv: Path) -> tuple[Path, str]:
+    """The interpreter that is asked for and its full version, fetched where the node has none."""
+    return find_python(settings) or install_python(settings, runner, uv)

@@ -17,11 +17,12 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from ._access import masked, trusted_hosts
 from ._files import sync_directory, sync_file_system
@@ -50,6 +51,7 @@ class Tools:
     ca_bundle: str = ""
     offline: bool = False
     timeout: int = 1800
+    timeout_variable: str = "python_env_timeout"
 
 
 Causes = Sequence[tuple[str, str, str]]
@@ -73,7 +75,7 @@ DISK_OR_TRUST: Causes = (
     ),
 )
 
-_CAUSES: Causes = (
+CAUSES: Causes = (
     *DISK_OR_TRUST,
     (
         r"Hash mismatch|DO NOT MATCH THE HASHES",
@@ -131,7 +133,7 @@ _CAUSES: Causes = (
 )
 
 
-def explain(output: str, root: Path, causes: Causes = _CAUSES) -> tuple[str, str]:
+def explain(output: str, root: Path, causes: Causes = CAUSES) -> tuple[str, str]:
     """The cause and the mend for the output of uv or pip."""
     for pattern, cause, mend in causes:
         if re.search(pattern, output):
@@ -142,6 +144,11 @@ def explain(output: str, root: Path, causes: Causes = _CAUSES) -> tuple[str, str
 def tail(output: str, lines: int = 12) -> str:
     kept = [line.rstrip() for line in masked(output).splitlines() if line.strip()]
     return "\n".join(f"  {line}" for line in kept[-lines:])
+
+
+def trusted(settings: Tools) -> str:
+    """The file with the authorities to trust; empty where Python's own are all there is."""
+    return settings.ca_bundle or (str(_SYSTEM_BUNDLE) if _SYSTEM_BUNDLE.is_file() else "")
 
 
 def tool_environment(settings: Tools, base: Mapping[str, str]) -> dict[str, str]:
@@ -156,7 +163,7 @@ def tool_environment(settings: Tools, base: Mapping[str, str]) -> dict[str, str]
         PIP_DISABLE_PIP_VERSION_CHECK="1",
         PIP_NO_INPUT="1",
     )
-    bundle = settings.ca_bundle or (str(_SYSTEM_BUNDLE) if _SYSTEM_BUNDLE.is_file() else "")
+    bundle = trusted(settings)
     if bundle:
         values.update(SSL_CERT_FILE=bundle, PIP_CERT=bundle, REQUESTS_CA_BUNDLE=bundle)
     values.update(trusted_hosts([settings.index_url, *settings.extra_index_urls]))
@@ -173,50 +180,73 @@ def tool_environment(settings: Tools, base: Mapping[str, str]) -> dict[str, str]
 
 @dataclass
 class Runner:
-    """Starts the tools of one build, all of them within one time limit."""
+    """Starts the tools of one build, all of them within one time limit. ``watch`` is told what they say meanwhile."""
 
     settings: Tools
     deadline: float
     lock_fd: int = -1
+    watch: Callable[[str], None] = lambda said: None
 
-    def run(self, what: str, command: Sequence[str | Path], given: str = "", causes: Causes = _CAUSES) -> str:
+    def run(
+        self,
+        what: str,
+        command: Sequence[str | Path],
+        given: str = "",
+        causes: Causes = CAUSES,
+        environment: Mapping[str, str] | None = None,
+    ) -> str:
         """Run a command to its end and return its output.
 
         Raises EnvError, saying what was being done. Without a ``given`` mend, cause and mend are those of ``causes`` that
-        the output tells.
+        the output tells. ``environment`` is set beside that of the tools.
         """
         argv = [str(part) for part in command]
-        try:
-            # Not AnsibleModule.run_command: what is started gets its own session and a lock, see below.
-            process = subprocess.Popen(  # pylint: disable=ansible-bad-function
-                argv,
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                errors="replace",
-                env=tool_environment(self.settings, os.environ),
-                cwd="/",
-                start_new_session=True,
-                # Held by what is started too: if this process dies, the next run waits for the orphan to end.
-                pass_fds=[self.lock_fd] if self.lock_fd >= 0 else [],
-            )
-        except OSError as error:
-            raise EnvError(f"{what}: {argv[0]} cannot be started ({error.strerror})") from None
-        try:
-            output, _none = process.communicate(timeout=max(1.0, self.deadline - time.monotonic()))
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            output, _none = process.communicate()
-            raise EnvError(
-                f"{what}: not done within {self.settings.timeout} seconds (python_env_timeout). What it fetched is "
-                f"kept, so that the next run goes on from there. Its last words:\n{tail(output)}"
-            ) from None
+        with tempfile.TemporaryFile() as output:
+            try:
+                # Not AnsibleModule.run_command: what is started gets its own session and a lock, see below.
+                process = subprocess.Popen(  # pylint: disable=ansible-bad-function
+                    argv,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    env={**tool_environment(self.settings, os.environ), **(environment or {})},
+                    cwd="/",
+                    start_new_session=True,
+                    # Held by what is started too: if this process dies, the next run waits for the orphan to end.
+                    pass_fds=[self.lock_fd] if self.lock_fd >= 0 else [],
+                )
+            except OSError as error:
+                raise EnvError(f"{what}: {argv[0]} cannot be started ({error.strerror})") from None
+            while process.poll() is None:
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(min(1.0, max(0.01, self.deadline - time.monotonic())))
+                    break
+                self.watch(_last_line(output.fileno()))
+                if time.monotonic() >= self.deadline:
+                    os.killpg(process.pid, signal.SIGKILL)
+                    process.wait()
+                    raise EnvError(
+                        f"{what}: not done within {self.settings.timeout} seconds ({self.settings.timeout_variable}). What "
+                        f"it fetched is kept, so that the next run goes on from there. Its last words:\n{tail(_text(output))}"
+                    )
+            said = _text(output)
         if process.returncode != 0:
-            cause, mend = ("it failed", given) if given else explain(output, self.settings.root, causes)
-            said = f"{Path(argv[0]).name} ended with {process.returncode} and said:\n{tail(output, 1 if given else 12)}"
-            raise EnvError(f"{what}: {cause}. {mend}.\n{said}")
-        return output
+            cause, mend = ("it failed", given) if given else explain(said, self.settings.root, causes)
+            ended = f"{Path(argv[0]).name} ended with {process.returncode} and said:\n{tail(said, 1 if given else 12)}"
+            raise EnvError(f"{what}: {cause}. {mend}.\n{ended}")
+        return said
+
+
+def _text(output: IO[bytes]) -> str:
+    output.seek(0)
+    return output.read().decode("utf-8", "replace")
+
+
+def _last_line(descriptor: int) -> str:
+    """What a process said last. Its own position in the file is left alone."""
+    size = os.fstat(descriptor).st_size
+    lines = os.pread(descriptor, 4096, max(0, size - 4096)).decode("utf-8", "replace").split("\n")
+    return masked(next((line.strip() for line in reversed(lines) if line.strip()), ""))
 
 
 @contextlib.contextmanager
@@ -240,7 +270,7 @@ def building(settings: Tools) -> Iterator[Runner]:
                 if time.monotonic() > deadline:
                     raise EnvError(
                         f"another run has been building below {settings.root} for {settings.timeout} seconds "
-                        "(python_env_timeout); wait for its end or stop it"
+                        f"({settings.timeout_variable}); wait for its end or stop it"
                     ) from None
                 time.sleep(0.5)
         _begin(settings)
@@ -310,6 +340,17 @@ def gib(count: int) -> str:
     return f"{count / 2**30:.1f} GiB"
 
 
+def uv_pin(settings: Tools) -> str:
+    """The line of the lock of uv for the version that is asked for."""
+    for line in logical_lines(settings.uv_lock):
+        if line.split()[0] == f"uv=={settings.uv_version}" and "--hash=" in line:
+            return line
+    raise EnvError(
+        f"python_env_uv_version is {settings.uv_version}, for which python_env_uv_lock has no hashes. Leave both at their "
+        "defaults, or name a file made by 'uv pip compile --generate-hashes'"
+    )
+
+
 def ensure_uv(settings: Tools, runner: Runner) -> Path:
     """The pinned uv, in a virtual environment of its own in which there is nothing else."""
     home = settings.root / f"uv-{settings.uv_version}"
@@ -317,14 +358,7 @@ def ensure_uv(settings: Tools, runner: Runner) -> Path:
     done = home / RECORD_FILE
     if done.is_file() and uv.is_file():
         return uv
-    for line in logical_lines(settings.uv_lock):
-        if line.split()[0] == f"uv=={settings.uv_version}" and "--hash=" in line:
-            break
-    else:
-        raise EnvError(
-            f"python_env_uv_version is {settings.uv_version}, for which python_env_uv_lock has no hashes. Leave both "
-            "at their defaults, or name a file made by 'uv pip compile --generate-hashes'"
-        )
+    line = uv_pin(settings)
     remove(home)
     python = _SYSTEM_PYTHON if _SYSTEM_PYTHON.exists() else Path(sys.executable)
     try:

@@ -72,6 +72,13 @@ ansible_facts:
         ssh_port:
           description: The nodes' own port of SSH, or 0 where they differ.
           type: int
+        builder:
+          description: Inventory name of the node that fetches and builds the packages of the Python environment for all.
+          type: str
+        cuda_architectures:
+          description: Compute capabilities of the GPUs of all nodes.
+          type: list
+          elements: str
         missing:
           description: Inventory names of the nodes that did not answer.
           type: list

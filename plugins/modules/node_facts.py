@@ -99,6 +99,14 @@ ansible_facts:
         gpus:
           description: NVIDIA GPUs that the driver has taken.
           type: int
+        nvcc:
+          description: Whether CUDA's compiler is there.
+          type: bool
+        cuda_architectures:
+          description: Compute capabilities of the GPUs.
+          type: list
+          elements: str
+          sample: ["9.0"]
         shared_dir:
           description: The shared directory.
           type: dict

@@ -36,7 +36,7 @@ options:
   lock:
     description:
       - The text of the lock, in the format of requirements files. Every package is pinned to one version and has
-        hashes.
+        hashes, or to the whole commit of a git repository.
       - Kept out of logs for its size.
     type: str
     required: true
@@ -44,6 +44,19 @@ options:
     description: How messages name the lock, such as its path on the controller.
     type: str
     default: lock
+  wheelhouse:
+    description:
+      - Directory with all packages of O(lock) as wheels, and with uv's, as M(metalray.cluster.wheelhouse) makes it. Packages
+        are then taken from there alone, and no index is asked. Empty is none.
+    type: str
+    default: ''
+  wheels:
+    description:
+      - RV(metalray.cluster.wheelhouse#module:lock), the lock of the wheels that are in O(wheelhouse). Nothing else is
+        installed from there, whatever lies there.
+      - May be empty in check mode only.
+    type: str
+    default: ''
   python:
     description:
       - The Python that the environment is based on, as an absolute path or as a version such as V(3.12.16).
@@ -207,7 +220,8 @@ from pathlib import Path
 from ansible.module_utils.basic import AnsibleModule
 
 from ..module_utils._access import apply_environment, hide_accounts
-from ..module_utils._python_env import EnvError, Settings, ensure
+from ..module_utils._lock import EnvError
+from ..module_utils._python_env import Settings, ensure
 
 
 def main() -> None:
@@ -217,6 +231,8 @@ def main() -> None:
             # No secret, but hundreds of kilobytes that no log of the node should carry on every run.
             "lock": {"type": "str", "required": True, "no_log": True},
             "lock_name": {"type": "str", "default": "lock"},
+            "wheelhouse": {"type": "str", "default": ""},
+            "wheels": {"type": "str", "default": "", "no_log": True},
             "python": {"type": "str", "default": "/usr/bin/python3"},
             "root": {"type": "path", "default": "/opt/metalray"},
             "venv": {"type": "path", "default": "/opt/metalray/venv"},
@@ -241,6 +257,10 @@ def main() -> None:
     for name, least in (("keep", 0), ("min_free_bytes", 0), ("timeout", 1)):
         if module.params[name] < least:
             module.fail_json(msg=f"python_env_{name} is {module.params[name]}: allowed is {least} or more")
+    if module.params["wheelhouse"] and not module.params["wheels"] and not module.check_mode:
+        module.fail_json(
+            msg="wheelhouse is set, and wheels is empty: give it the lock that metalray.cluster.wheelhouse returned"
+        )
     apply_environment(module)
     hide_accounts(module, [module.params["index_url"], *module.params["extra_index_urls"]])
     values = {**module.params, "root": Path(module.params["root"]), "venv": Path(module.params["venv"])}

@@ -28,6 +28,7 @@ ROLE = ROOT / "roles" / "python_env"
 LOCKS = [ROLE / "files/locks/smoke.txt", *sorted((ROOT / "inventories/sandbox").glob("*.txt"))]
 PYTHON = platform.python_version()
 HASH = "--hash=sha256:" + "0" * 64
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 
 def lock_of(**packages: str) -> str:
@@ -45,6 +46,8 @@ def test_a_lock_is_read_as_uv_writes_it() -> None:
         f"torch==2.13.0+cpu {HASH}\n"
         f"ray[default]==2.60.0 \\\r\n    {HASH}\n"
         f"flash-attn @ https://example.com/flash_attn-2.8.3+cu12-cp312-cp312-linux_x86_64.whl {HASH}\n"
+        f"Verl @ git+https://git.example/team/verl.git@{COMMIT}#subdirectory=packages/verl ; sys_platform == 'linux'\n"
+        f"rllm[gpu] @ git+ssh://git@git.example/team/rllm@{COMMIT}\n"
     )
     found = locks.parse_lock(text, "x.txt")
     assert [(item.name, item.version, item.marker) for item in found] == [
@@ -52,6 +55,12 @@ def test_a_lock_is_read_as_uv_writes_it() -> None:
         ("torch", "2.13.0+cpu", ""),
         ("ray", "2.60.0", ""),
         ("flash-attn", "2.8.3+cu12", ""),
+        ("verl", "git.0123456789ab", "sys_platform == 'linux'"),
+        ("rllm", "git.0123456789ab", ""),
+    ]
+    assert [(item.url, item.commit, item.subdirectory) for item in found[-2:]] == [
+        ("https://git.example/team/verl.git", COMMIT, "packages/verl"),
+        ("ssh://git@git.example/team/rllm", COMMIT, ""),
     ]
 
 
@@ -65,6 +74,9 @@ def test_a_lock_is_read_as_uv_writes_it() -> None:
         (f"six==1.* {HASH}\n", "six==1.*"),
         (f"six {HASH}\n", "six"),
         (f"-e . {HASH}\n", "option '-e'"),
+        ("verl @ git+https://git.example/team/verl@main\n", "needs the whole commit"),
+        (f"verl @ git+https://git.example/team/verl@{'a' * 12}\n", "needs the whole commit"),
+        (f"verl @ git+http://git.example/team/verl@{'a' * 40}\n", "needs the whole commit"),
         (f"--index-url https://example.com/simple\nsix==1.17.0 {HASH}\n", "option '--index-url'"),
     ],
 )
