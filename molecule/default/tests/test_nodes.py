@@ -143,6 +143,7 @@ def test_the_dashboard_listens_on_loopback_only(host, name):
     assert (where[3] == "127.0.0.1:8265") if name == "node1" else (where == [])
 
 
+@pytest.mark.testinfra_hosts("ssh://node1", "ssh://node2")
 def test_a_killed_raylet_comes_back(host, raylet):
     """systemd, not Ansible: the unit's main process notices, the unit is started again, and the node joins again. On the
     head Ray's control store goes with its raylet, and the workers join the new one."""
