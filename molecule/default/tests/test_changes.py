@@ -6,7 +6,9 @@
 from __future__ import annotations
 
 import json
+import shlex
 
+import pytest
 from sandbox import NODES, assert_unchanged, on, site
 
 
@@ -35,6 +37,18 @@ def test_ray_restarts_when_its_environment_changed_and_only_then():
     back = site("--tags", "network_env,ray")
     assert back.status == 0, back.text[-4000:]
     assert_unchanged(site("--tags", "network_env,ray"))
+
+
+@pytest.mark.parametrize("node", ["node1", "node2"])
+def test_a_killed_raylet_comes_back(node):
+    """systemd, not Ansible: the unit's main process notices, the unit is started again, and the node joins again. On the
+    head Ray's control store goes with its raylet, and the workers join the new one."""
+    killed = on(node, "pgrep -x raylet")
+    on(node, f"sudo kill -9 {killed}")
+    alive = "ray status 2>/dev/null | sed -n '/^Active:/,/^Pending:/p' | grep -c node_"
+    again = f'[ "$(pgrep -x raylet)" -gt 0 ] && [ "$(pgrep -x raylet)" != {killed} ] && [ "$({alive})" = 3 ]'
+    waiting = f"timeout 240 sh -c {shlex.quote(f'until {again}; do sleep 1; done')}"
+    on(node, f"bash -lc {shlex.quote(waiting)}")
 
 
 def test_the_source_is_there_with_its_submodule_at_its_version_for_every_node():

@@ -141,14 +141,3 @@ def test_the_dashboard_listens_on_loopback_only(host, name):
     with host.sudo():
         where = host.check_output("ss -Hltn 'sport = :8265'").split()
     assert (where[3] == "127.0.0.1:8265") if name == "node1" else (where == [])
-
-
-@pytest.mark.testinfra_hosts("ssh://node1", "ssh://node2")
-def test_a_killed_raylet_comes_back(host, raylet):
-    """systemd, not Ansible: the unit's main process notices, the unit is started again, and the node joins again. On the
-    head Ray's control store goes with its raylet, and the workers join the new one."""
-    with host.sudo():
-        host.check_output(f"kill -9 {raylet}")
-    alive = "ray status 2>/dev/null | sed -n '/^Active:/,/^Pending:/p' | grep -c node_"
-    again = f'[ "$(pgrep -x raylet)" -gt 0 ] && [ "$(pgrep -x raylet)" != {raylet} ] && [ "$({alive})" = 3 ]'
-    login(host, f"timeout 240 sh -c {shlex.quote(f'until {again}; do sleep 1; done')}")
