@@ -1,22 +1,22 @@
 # Copyright: (c) 2026, The metalray contributors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Controller side of ``version_parity``: collects the facts of the hosts and hands them to ``_versions``."""
+"""Controller side of ``version_parity``: collects the facts of the hosts and hands them to ``_parity``."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from ..module_utils._versions import compare, failure, warnings
+from ..module_utils._parity import STRICT, SYSTEM, WARNED, compare, failure, warnings
 from ..plugin_utils._action import ControllerAction, refused
 
-_SYSTEM = ["os", "kernel", "glibc", "driver", "cuda", "nccl", "nccl_system"]
+_SYSTEM = list(SYSTEM)
 _ARGUMENTS: dict[str, dict[str, Any]] = {
     "hosts": {"type": "list", "elements": "str"},
     "fact": {"type": "str", "default": "package_versions"},
     "packages": {"type": "list", "elements": "str", "default": []},
-    "system": {"type": "list", "elements": "str", "choices": _SYSTEM, "default": ["driver", "cuda", "nccl"]},
-    "system_warned": {"type": "list", "elements": "str", "choices": _SYSTEM, "default": ["kernel", "glibc"]},
+    "system": {"type": "list", "elements": "str", "choices": _SYSTEM, "default": list(STRICT)},
+    "system_warned": {"type": "list", "elements": "str", "choices": _SYSTEM, "default": list(WARNED)},
     "reference": {"type": "str"},
 }
 
@@ -45,13 +45,13 @@ class ActionModule(ControllerAction):
             warned=arguments["system_warned"],
             reference=arguments["reference"] or next(iter(task_vars.get("groups", {}).get("head", [])), ""),
         )
-        result = {"hosts": comparison.hosts, "differences": comparison.as_list()}
+        result = {"hosts": comparison.hosts, "groups": comparison.groups, "differences": comparison.as_list()}
         if comparison.warned:
             result["warnings"] = warnings(comparison)
         if comparison.strict:
             return {**result, **refused(failure(comparison))}
         compared = len(comparison.hosts)
-        result["msg"] = {0: "no versions to compare yet", 1: "one host only: nothing to compare"}.get(
-            compared, f"{compared} hosts have the same versions"
+        result["msg"] = {0: "no versions to compare yet", 1: "one node only: nothing to compare"}.get(
+            compared, f"{compared} nodes have the same versions"
         )
         return result

@@ -25,13 +25,15 @@ from typing import Any
 from ._files import sync_directory, sync_file_system
 from ._lock import EnvError, Requirement, environment_hash, hashes_of, lock_packages, logical_lines, parse_lock
 from ._pythons import fetched_version, find_python, install_python, is_fetched
-from ._uv import Runner, Tools, building, ensure_uv, free_bytes, gib, remove, unsafe, write_record
+from ._uv import Runner, Tools, building, ensure_uv, forget_cache, free_bytes, gib, remove, unsafe, write_record
 from ._versions import (
     RECORD_FILE,
     VersionsError,
     distribution,
     distributions,
+    fingerprint,
     python_version,
+    read_edits,
     read_record,
     site_packages,
 )
@@ -73,23 +75,6 @@ class Outcome:
 # --- environments on disk ----------------------------------------------------------------------------------------
 
 
-def fingerprint(environment: Path) -> dict[str, str]:
-    """Each entry of the place for packages; a distribution's with the digest of its list of files and their hashes."""
-    place = site_packages(environment)
-    if place is None:
-        return {}
-    entries = {}
-    for entry in os.listdir(place):
-        if entry == "__pycache__":
-            continue
-        digest = ""
-        if distribution(entry) is not None:
-            with contextlib.suppress(OSError):
-                digest = hashlib.sha256((place / entry / "RECORD").read_bytes()).hexdigest()
-        entries[entry] = digest
-    return entries
-
-
 def drift(environment: Path, record: Mapping[str, Any]) -> list[str]:
     """How an environment differs from what was built, in words; empty where it does not."""
     place = site_packages(environment)
@@ -119,7 +104,25 @@ def drift(environment: Path, record: Mapping[str, Any]) -> list[str]:
                 found.append(f"{known[0]} {known[1]} was installed again from elsewhere")
         elif entry in after and known[0] in was:
             found.append(f"{known[0]} {was[known[0]]} became {known[1]}")
+    as_built = {distribution(entry) for entry in before if before[entry] == after.get(entry)}
+    gone = before.keys() - after.keys()
+    for name, edited in read_edits(environment).items():
+        files = [path for path in edited.files if path.partition("/")[0] not in gone]
+        if files and (name, now[name]) in as_built:
+            more = f" and {len(files) - 1} more files" if len(files) > 1 else ""
+            found.append(f"{name} {now[name]} was edited: {files[0]}{more}")
     return found + [why for why in (unsafe(environment), unsafe(place)) if why]
+
+
+def _shares_edits(environment: Path) -> bool:
+    """Whether a file that was edited is one of uv's cache too, by a hard link: the next build would bring it back."""
+    place = site_packages(environment)
+    for edited in read_edits(environment).values():
+        for path in edited.files:
+            with contextlib.suppress(OSError):
+                if place and (place / path).stat().st_nlink > 1:
+                    return True
+    return False
 
 
 def current_environment(venv: Path) -> Path | None:
@@ -218,6 +221,7 @@ def build(settings: Settings, runner: Runner, uv: Path, python: Path, version: s
             (destination / ".lock").unlink()
         record = {
             "hash": wanted.hash,
+            "lock": settings.lock_name,
             "wheels": wanted.wheels,
             "python": version,
             "interpreter": str(python),
@@ -372,6 +376,8 @@ def _ensure(settings: Settings, check_mode: bool) -> Outcome:
                     f"'rm -rf {settings.root}/cache', or set python_env_root to another disk"
                 )
             uv = uv or ensure_uv(source, local)
+            if current and _shares_edits(current):
+                forget_cache(settings)
             target = build(source, local, uv, python, version, free_name(venvs, wanted), wanted)
         settings.venv.parent.mkdir(parents=True, exist_ok=True)
         switch(settings.venv, target)

@@ -314,6 +314,12 @@ def _close_locks(settings: Tools) -> None:
             os.close(descriptor)
 
 
+def forget_cache(settings: Tools) -> None:
+    """Throw uv's cache away while building."""
+    remove(settings.root / "cache")
+    _close_locks(settings)
+
+
 def _end(settings: Tools) -> None:
     sync_file_system(str(settings.root))
     (settings.root / _UNSYNCED).unlink()

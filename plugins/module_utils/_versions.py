@@ -1,36 +1,51 @@
 # Copyright: (c) 2026, The metalray contributors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Versions on a node, read without importing or starting anything, and their comparison across nodes.
+"""Versions on a node, read without importing anything that is installed.
+
+Needs the standard library and ``_bounded`` only: a job that starts ships both to every node.
 
 Internal to metalray.cluster: not a public interface.
 """
 
 from __future__ import annotations
 
+import ast
+import base64
+import contextlib
+import csv
+import hashlib
 import json
 import os
 import platform
 import re
 import subprocess
 import sys
-from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+import urllib.parse
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from ._bounded import NoAnswer, bounded
 
 # Written into an environment by python_env as its last step: an environment without it is not finished.
 RECORD_FILE = "metalray.json"
 
-Facts = Mapping[str, Any]
+# Sources may lie on a share whose server is gone. For all sources of one mount, and once more for git's look at them.
+SOURCE_SECONDS = 5
+# Whatever is asked of a node, it has answered by then.
+READ_SECONDS = 60
+# A larger file that is newer than its installation and has its size is not read: the libraries of CUDA have gigabytes.
+_BIGGEST = 16 << 20
+_SHOWN_FILES = 5
 
 
 class VersionsError(Exception):
     """Versions cannot be read or compared; the text says why and how to mend it."""
 
 
-# --- reading -----------------------------------------------------------------------------------------------------
+# --- what is installed -------------------------------------------------------------------------------------------
 
 
 def normalised(name: str) -> str:
@@ -85,6 +100,331 @@ def python_version(interpreter: Path) -> str:
     return done.stdout.strip()
 
 
+# --- whether it is what was installed ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Listed:
+    """A file as the list of its distribution has it; ``path`` is relative to the place for packages."""
+
+    path: str
+    digest: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Edited:
+    """Files of a distribution that are no longer as its list says. Equal digests mean equal edits."""
+
+    files: list[str]
+    digest: str
+
+
+def fingerprint(environment: Path) -> dict[str, str]:
+    """Each entry of the place for packages; a distribution's with the digest of its list of files and their hashes."""
+    place = site_packages(environment)
+    if place is None:
+        return {}
+    entries = {}
+    for entry in os.listdir(place):
+        if entry == "__pycache__":
+            continue
+        digest = ""
+        if distribution(entry) is not None:
+            with contextlib.suppress(OSError):
+                digest = hashlib.sha256((place / entry / "RECORD").read_bytes()).hexdigest()
+        entries[entry] = digest
+    return entries
+
+
+def listed_files(text: str) -> list[Listed]:
+    """The files of a RECORD that carry a hash: not the list itself, and not what was compiled from others."""
+    found = {}
+    for row in csv.reader(text.splitlines()):
+        if len(row) >= 3 and row[1] and row[2].isdigit():
+            found[row[0]] = Listed(row[0], row[1], int(row[2]))
+    return list(found.values())
+
+
+def content_digest(files: Iterable[Listed]) -> str:
+    """What a distribution consists of, the same on every node that installed the same file.
+
+    Without the programs in ``bin``, whose first line names the environment, and the installer's own notes.
+    """
+    notes = ("INSTALLER", "REQUESTED", "direct_url.json", "uv_cache.json", "uv_build.json")
+    kept = sorted(
+        f"{item.path} {item.digest}"
+        for item in files
+        if not item.path.startswith("../../../bin/")
+        and not (item.path.rpartition("/")[0].endswith(".dist-info") and item.path.endswith(notes))
+    )
+    return hashlib.sha256("\n".join(kept).encode()).hexdigest()[:12] if kept else ""
+
+
+def _has_digest(path: str, wanted: str) -> bool:
+    name, _equals, value = wanted.partition("=")
+    try:
+        with open(path, "rb") as handle:
+            digest = hashlib.new(name, handle.read()).digest()
+    except (OSError, ValueError):
+        return False
+    return base64.urlsafe_b64encode(digest).rstrip(b"=").decode() == value.rstrip("=")
+
+
+def edited_files(place: Path, files: Iterable[Listed], installed_ns: int) -> list[str]:
+    """Files that were changed or removed since they were installed: by their size, or newer and with another hash.
+
+    Only what is newer than its installation is read: this is a look at some ten thousand files.
+    """
+    found = []
+    for item in files:
+        path = f"{place}/{item.path}"
+        try:
+            seen = os.stat(path)
+        except OSError:
+            found.append(item.path)
+            continue
+        newer = seen.st_mtime_ns >= installed_ns
+        if seen.st_size != item.size or (newer and item.size <= _BIGGEST and not _has_digest(path, item.digest)):
+            found.append(item.path)
+    return sorted(found)
+
+
+def _edit_digest(place: Path, files: Sequence[str]) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        digest.update(f"{path}\0".encode())
+        with contextlib.suppress(OSError), open(f"{place}/{path}", "rb") as handle:
+            digest.update(handle.read(_BIGGEST))
+    return digest.hexdigest()[:8]
+
+
+def _lists(place: Path) -> Iterator[tuple[str, list[Listed], int]]:
+    """Each distribution that has a list of its files: its name, the files, and when it was installed."""
+    for entry in sorted(os.listdir(place)):
+        known = distribution(entry)
+        path = place / entry / "RECORD"
+        with contextlib.suppress(OSError):
+            if known is not None:
+                yield known[0], listed_files(path.read_text("utf-8", "replace")), path.stat().st_mtime_ns
+
+
+def read_edits(environment: Path) -> dict[str, Edited]:
+    """The distributions of an environment with files that are no longer as installed."""
+    place = site_packages(environment)
+    found = {}
+    for name, files, installed_ns in _lists(place) if place else ():
+        edited = edited_files(place, files, installed_ns)
+        if edited:
+            found[name] = Edited(edited, _edit_digest(place, edited))
+    return found
+
+
+def read_contents(environment: Path) -> dict[str, str]:
+    """The digest of what each distribution consists of, by its list of files."""
+    place = site_packages(environment)
+    return {name: content_digest(files) for name, files, _when in _lists(place)} if place else {}
+
+
+def read_changes(environment: Path, record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """What other hands did to distributions since they were installed; their versions may tell nothing of it."""
+    found: dict[str, dict[str, Any]] = {}
+    before: Mapping[str, str] = record.get("entries") or {}
+    contents = read_contents(environment)
+    for entry, digest in fingerprint(environment).items():
+        known = distribution(entry)
+        if known and before.get(entry, digest) != digest:
+            found[known[0]] = {"how": "reinstalled", "digest": contents.get(known[0], "")[:8], "files": []}
+    for name, edited in read_edits(environment).items():
+        found[name] = {"how": "edited", "digest": edited.digest, "files": edited.files[:_SHOWN_FILES]}
+    return dict(sorted(found.items()))
+
+
+def read_strays(environment: Path, record: Mapping[str, Any]) -> list[str]:
+    """What lies among the packages, belongs to none of them, and was not there when the environment was built."""
+    place = site_packages(environment)
+    if place is None or not record.get("entries"):
+        return []
+    owned = {item.path.partition("/")[0] for _name, files, _when in _lists(place) for item in files}
+    strays = fingerprint(environment).keys() - record["entries"].keys() - owned
+    return sorted(entry for entry in strays if distribution(entry) is None)
+
+
+# --- sources that an environment leads to -------------------------------------------------------------------------
+
+
+def _small_text(path: Path, most: int = 1 << 20) -> str:
+    """The text of a small file, or '' where it cannot be read."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as handle:
+            return handle.read(most)
+    except OSError:
+        return ""
+
+
+def _editable_of(text: str) -> tuple[str, str]:
+    """Path and commit out of a direct_url.json; empty where it is about neither."""
+    try:
+        told = json.loads(text)
+        url = urllib.parse.urlsplit(str(told["url"]))
+        if (told.get("dir_info") or {}).get("editable") and url.scheme == "file":
+            return urllib.parse.unquote(url.path), ""
+        return "", str((told.get("vcs_info") or {}).get("commit_id") or "")
+    except (ValueError, KeyError, TypeError, AttributeError):
+        return "", ""
+
+
+def _finder_paths(text: str) -> dict[str, str]:
+    """Module to path out of the finder that setuptools writes for an editable package, without running it."""
+    with contextlib.suppress(SyntaxError, ValueError):
+        for node in ast.parse(text).body:
+            targets = node.targets if isinstance(node, ast.Assign) else [getattr(node, "target", None)]
+            if any(isinstance(target, ast.Name) and target.id == "MAPPING" for target in targets):
+                mapping = ast.literal_eval(node.value)
+                return {str(name): str(path) for name, path in mapping.items() if os.path.isabs(str(path))}
+    return {}
+
+
+def _within(path: str, places: Iterable[str]) -> bool:
+    return any(path == place or path.startswith(f"{place.rstrip('/')}/") for place in places)
+
+
+def source_paths(environment: Path) -> tuple[dict[str, str], dict[str, str]]:
+    """Where an environment leads outside of itself: paths of sources by name, and commits of packages that came from git.
+
+    A source is called by its package; one that only a path leads to, by that path.
+    """
+    place = site_packages(environment)
+    if place is None:
+        return {}, {}
+    paths: dict[str, str] = {}
+    commits: dict[str, str] = {}
+    entries = sorted(os.listdir(place))
+    for entry in entries:
+        known = distribution(entry)
+        if known is not None:
+            path, commit = _editable_of(_small_text(place / entry / "direct_url.json"))
+            if path:
+                paths[known[0]] = os.path.normpath(path)
+            if commit:
+                commits[known[0]] = commit
+    for entry in entries:
+        if entry.startswith("__editable__") and entry.endswith("_finder.py"):
+            for module, path in _finder_paths(_small_text(place / entry)).items():
+                if not _within(path, paths.values()):
+                    paths[module] = os.path.normpath(path)
+        elif entry.endswith(".pth"):
+            for line in _small_text(place / entry).splitlines():
+                # What Python itself takes for code or a comment (see its module site).
+                if line.startswith(("import ", "import\t", "#")) or not line.strip():
+                    continue
+                path = os.path.normpath(os.path.join(place, line.rstrip()))
+                if not _within(path, [*paths.values(), str(environment)]):
+                    paths[path] = path
+    return paths, commits
+
+
+def git_directory(path: Path) -> tuple[Path, Path] | None:
+    """The top of the work tree that a path is in, and git's directory of it; None where there is no git."""
+    for top in (path, *path.parents):
+        entry = top / ".git"
+        if entry.is_dir():
+            return top, entry
+        # A worktree or a submodule has its directory elsewhere.
+        match = re.match(r"gitdir: (.+)", _small_text(entry))
+        if match:
+            return top, Path(os.path.normpath(top / match.group(1).strip()))
+    return None
+
+
+def head_commit(directory: Path) -> str:
+    """The commit that is checked out, from git's files; empty where they do not tell."""
+    head = _small_text(directory / "HEAD").strip()
+    shared = _small_text(directory / "commondir").strip()
+    common = Path(os.path.normpath(directory / shared)) if shared else directory
+    for _hop in range(5):
+        if not head.startswith("ref: "):
+            return head if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", head) else ""
+        name = head[len("ref: ") :].strip()
+        loose = _small_text(directory / name).strip() or _small_text(common / name).strip()
+        packed = re.search(rf"^([0-9a-f]+) {re.escape(name)}$", _small_text(common / "packed-refs", 64 << 20), re.M)
+        head = loose or (packed.group(1) if packed else "")
+    return ""
+
+
+def _commit_of(path: str) -> str:
+    """A source's commit; 'missing' where there is no such path, 'no git' where it is in no repository."""
+    if not os.path.exists(path):
+        return "missing"
+    found = git_directory(Path(path))
+    return (head_commit(found[1]) or "unknown") if found else "no git"
+
+
+def _edits_of(path: str) -> str | None:
+    """A digest of the edits of tracked files, empty for none; None where git is not there to tell, or refuses to."""
+    found = git_directory(Path(path))
+    if not found:
+        return None
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    # Git refuses a repository of another account, which could name programs for it to run. So it may.
+    command = ["git", "--no-optional-locks", "-c", "core.fsmonitor=false", "-C", str(found[0]), "diff", "HEAD"]
+    options = ["--no-color", "--no-ext-diff", "--no-textconv", "--ignore-submodules=dirty"]
+    try:
+        done = subprocess.run(  # pylint: disable=ansible-bad-function
+            [*command, *options],
+            env={**clean, "LC_ALL": "C"},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=SOURCE_SECONDS,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return hashlib.sha256(done.stdout).hexdigest()[:8] if done.stdout else ""
+
+
+def _mount_of(path: str, mounts: Iterable[str]) -> str:
+    return max((mount for mount in mounts if _within(path, [mount])), key=len, default="/")
+
+
+def mount_points(text: str) -> list[str]:
+    """The places of ``/proc/self/mounts``, which is read without touching any of them."""
+    places = [words[1] for words in (line.split() for line in text.splitlines()) if len(words) > 1]
+    return [re.sub(r"\\([0-7]{3})", lambda match: chr(int(match.group(1), 8)), place) for place in places]
+
+
+def read_sources(environment: Path, seconds: float = SOURCE_SECONDS) -> dict[str, dict[str, Any]]:
+    """The sources that an environment leads to, each with its commit and its edits; None where these cannot be told."""
+    paths, commits = source_paths(environment)
+    sources: dict[str, dict[str, Any]] = {
+        name: {"path": "", "commit": commit, "edits": None} for name, commit in commits.items()
+    }
+    mounts = mount_points(_small_text(Path("/proc/self/mounts")))
+    by_mount: dict[str, list[str]] = {}
+    for name, path in paths.items():
+        by_mount.setdefault(_mount_of(path, mounts), []).append(name)
+    for names in by_mount.values():
+        told = _bounded_look(_commit_of, [paths[name] for name in names], seconds)
+        edits = _bounded_look(_edits_of, [paths[name] for name in names], 2 * seconds) if told else None
+        for at, name in enumerate(names):
+            sources[name] = {
+                "path": paths[name],
+                "commit": told[at] if told else "no answer",
+                "edits": edits[at] if edits else None,
+            }
+    return dict(sorted(sources.items()))
+
+
+def _bounded_look(look: Any, paths: list[str], seconds: float) -> list[Any] | None:
+    try:
+        return bounded(lambda: [look(path) for path in paths], seconds)
+    except (NoAnswer, OSError, RuntimeError):
+        return None
+
+
+# --- the system --------------------------------------------------------------------------------------------------
+
+
 def driver_version(text: str) -> str:
     """The NVIDIA driver's version from ``/proc/driver/nvidia/version``; empty where there is none."""
     match = re.search(r"^NVRM version:.*?\s(\d+(?:\.\d+)+)\s", text, re.MULTILINE)
@@ -97,17 +437,10 @@ def os_name(text: str) -> str:
     return match.group(1).strip() if match else ""
 
 
-def _text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return ""
-
-
 def toolkit_version(toolkit: Path) -> str:
     """The CUDA toolkit's version; empty where there is none. A runtime without compiler has no version file."""
     try:
-        return str(json.loads(_text(toolkit / "version.json"))["cuda"]["version"])
+        return str(json.loads(_small_text(toolkit / "version.json"))["cuda"]["version"])
     except (ValueError, KeyError, TypeError):
         match = re.search(r"/cuda-(\d+(?:\.\d+)*)$", os.path.realpath(toolkit))
         return match.group(1) if match and toolkit.is_dir() else ""
@@ -119,192 +452,93 @@ def nccl_version(packages: Mapping[str, str]) -> str:
     return ", ".join(sorted(found))
 
 
+def _system_libraries(root: Path) -> list[str]:
+    found = {entry for pattern in ("usr/lib/*", "usr/lib64") for entry in root.glob(f"{pattern}/libnccl.so.2.*")}
+    return sorted(f"/{entry.relative_to(root)}" for entry in found)
+
+
 def system_nccl(root: Path) -> str:
     """The NCCL of the system's own packages, from its library's file name."""
-    found = set()
-    for pattern in ("usr/lib/*/libnccl.so.2.*", "usr/lib64/libnccl.so.2.*"):
-        found |= {entry.name.partition(".so.")[2] for entry in root.glob(pattern)}
-    return ", ".join(sorted(found))
+    return ", ".join(sorted({path.partition(".so.")[2] for path in _system_libraries(root)}))
 
 
-def system_versions(packages: Mapping[str, str], root: Path = Path("/")) -> dict[str, str]:
+def nccl_library(environment: Path, packages: Mapping[str, str], root: Path) -> str:
+    """The file that torch loads as NCCL: its own package's, which a path in torch leads to first, or else the system's.
+
+    Empty for a torch without CUDA, or where no such file is in a usual place.
+    """
+    torch = packages.get("torch", "")
+    if not torch or torch.endswith("+cpu"):
+        return ""
+    place = site_packages(environment)
+    own = "nvidia/nccl/lib/libnccl.so.2"
+    if place and (place / own).exists():
+        return f"site-packages/{own}"
+    return ", ".join(_system_libraries(root))
+
+
+def system_versions(
+    packages: Mapping[str, str], root: Path = Path("/"), environment: Path | None = None
+) -> dict[str, str]:
     """What lies below the environment. An empty text says that the node has no such thing."""
     try:
         glibc = (os.confstr("CS_GNU_LIBC_VERSION") or "").rpartition(" ")[2]
     except (ValueError, OSError):
         glibc = ""
     return {
-        "os": os_name(_text(root / "etc/os-release")),
+        "os": os_name(_small_text(root / "etc/os-release")),
         "kernel": os.uname().release,
         "glibc": glibc,
-        "driver": driver_version(_text(root / "proc/driver/nvidia/version")),
+        "driver": driver_version(_small_text(root / "proc/driver/nvidia/version")),
         "cuda": toolkit_version(root / "usr/local/cuda"),
         "nccl": nccl_version(packages),
         "nccl_system": system_nccl(root),
+        "nccl_library": nccl_library(environment, packages, root) if environment else "",
     }
+
+
+# --- all of it ---------------------------------------------------------------------------------------------------
 
 
 def read_versions(venv: Path, root: Path = Path("/")) -> dict[str, Any]:
-    """Everything that package_versions_facts returns for an environment that is there."""
+    """Everything that package_versions_facts returns; empty where there is no environment."""
+    if not (venv / "bin" / "python").exists():
+        return {}
     environment = Path(os.path.realpath(venv))
     packages = distributions(environment)
+    record = read_record(environment)
     return {
         "venv": str(venv),
         "path": str(environment),
-        "hash": str(read_record(environment).get("hash", "")),
+        "hash": str(record.get("hash", "")),
+        "wheels": str(record.get("wheels", "")),
+        "lock": str(record.get("lock", "")),
         "python": python_version(environment / "bin" / "python"),
+        "interpreter": os.path.realpath(environment / "bin" / "python"),
         "packages": packages,
-        "system": system_versions(packages, root),
+        "contents": read_contents(environment),
+        "changed": read_changes(environment, record),
+        "strays": read_strays(environment, record),
+        "sources": read_sources(environment),
+        "system": system_versions(packages, root, environment),
     }
 
 
-# --- comparing ---------------------------------------------------------------------------------------------------
+def read_bounded(venv: Path, seconds: float = READ_SECONDS) -> dict[str, Any]:
+    """The same within a time: the environment may lie on a share whose server is gone."""
 
-MISSING = "missing"
+    def look() -> dict[str, Any]:
+        try:
+            return {"versions": read_versions(venv)}
+        except VersionsError as error:
+            return {"problem": str(error)}
 
-
-@dataclass(frozen=True)
-class Difference:
-    """One item in which hosts differ. ``odd`` maps every other value to the hosts that have it."""
-
-    item: str
-    kind: str
-    strict: bool
-    expected: str
-    expected_on: int
-    odd: dict[str, list[str]]
-    tie: str = ""
-
-    @property
-    def hosts(self) -> list[str]:
-        return [host for hosts in self.odd.values() for host in hosts]
-
-
-@dataclass(frozen=True)
-class Comparison:
-    hosts: list[str]
-    differences: list[Difference] = field(default_factory=list)
-
-    @property
-    def strict(self) -> list[Difference]:
-        return [item for item in self.differences if item.strict]
-
-    @property
-    def warned(self) -> list[Difference]:
-        return [item for item in self.differences if not item.strict]
-
-    def as_list(self) -> list[dict[str, Any]]:
-        return [asdict(item) for item in self.differences]
-
-
-def _difference(item: str, kind: str, strict: bool, values: Mapping[str, str], reference: str) -> Difference | None:
-    counts = Counter(values.values())
-    if len(counts) < 2:
-        return None
-    most = max(counts.values())
-    top = [value for value, count in counts.items() if count == most]
-    # In a tie there is no majority to be right: the reference host decides, or the first host of the largest groups.
-    judge = ""
-    if len(top) > 1:
-        judge = next(host for host in [reference, *values] if values[host] in top)
-    expected = values[judge] if judge else top[0]
-    odd: dict[str, list[str]] = {}
-    for host, value in values.items():
-        if value != expected:
-            odd.setdefault(value, []).append(host)
-    return Difference(item, kind, strict, expected, most, odd, judge)
-
-
-def compare(
-    facts: Mapping[str, Facts],
-    *,
-    packages: Sequence[str] = (),
-    strict: Sequence[str] = ("driver", "cuda", "nccl"),
-    warned: Sequence[str] = ("kernel", "glibc"),
-    reference: str = "",
-) -> Comparison:
-    """Compare the facts of any number of hosts, item by item; the majority is taken to be right.
-
-    ``packages`` names the distributions to compare, with ``python`` among them if wanted; empty means all of them and
-    Python. ``strict`` and ``warned`` name items of the system.
-    """
-    hosts = list(facts)
-    if not hosts:
-        return Comparison(hosts)
-    reference = reference if reference in facts else hosts[0]
-    wanted = [normalised(name) for name in packages]
-    installed = {host: facts[host].get("packages") or {} for host in hosts}
-    names = wanted or ["python", *sorted(set().union(*installed.values()))]
-    found = []
-    for name in dict.fromkeys(names):
-        if name == "python":
-            values = {host: str(facts[host].get("python") or MISSING) for host in hosts}
-        else:
-            values = {host: str(installed[host].get(name) or MISSING) for host in hosts}
-        found.append(_difference(name, "package", True, values, reference))
-    # Compared already as the distribution that carries it.
-    skipped = {"nccl"} if any(name.startswith("nvidia-nccl-") for name in names) else set()
-    for item, is_strict in [*((name, True) for name in strict), *((name, False) for name in warned)]:
-        if item in skipped:
-            continue
-        values = {host: str((facts[host].get("system") or {}).get(item) or MISSING) for host in hosts}
-        found.append(_difference(item, "system", is_strict, values, reference))
-    return Comparison(hosts, [item for item in found if item is not None])
-
-
-def _names(hosts: Sequence[str], shown: int = 3) -> str:
-    hosts = list(hosts)
-    if len(hosts) > shown + 1:
-        return f"{', '.join(hosts[:shown])} and {len(hosts) - shown} more"
-    return ", ".join(hosts)
-
-
-def _row(item: Difference) -> str:
-    odd = "; ".join(f"{_names(hosts)}: {value}" for value, hosts in item.odd.items())
-    others = "the other host" if item.expected_on == 1 else f"the other {item.expected_on} hosts"
-    note = f" (a tie: {item.tie} is taken to be right)" if item.tie else ""
-    return f"  {item.item}: {odd}; {others}: {item.expected}{note}"
-
-
-def table(differences: Sequence[Difference], limit: int = 20) -> list[str]:
-    """One line a difference, those that touch the most hosts last to be cut."""
-    ranked = sorted(differences, key=lambda item: -len(item.hosts))
-    kept = {id(item) for item in ranked[:limit]}
-    rows = [_row(item) for item in differences if id(item) in kept]
-    if len(differences) > limit:
-        rows.append(f"  ... and {len(differences) - limit} more in the list 'differences' of this result")
-    return rows
-
-
-def _odd_hosts(differences: Iterable[Difference]) -> list[str]:
-    return list(dict.fromkeys(host for item in differences for host in item.hosts))
-
-
-def failure(comparison: Comparison, limit: int = 20) -> str:
-    """The message for hosts that differ in something strict."""
-    strict = comparison.strict
-    odd = _odd_hosts(strict)
-    lines = [
-        f"{_names(odd, 8)} of {len(comparison.hosts)} hosts "
-        f"{'differs' if len(odd) == 1 else 'differ'} from the rest in {len(strict)} "
-        f"{'version' if len(strict) == 1 else 'versions'}; training across them would fail or go wrong:",
-        *table(strict, limit),
-    ]
-    rebuilt = _odd_hosts(item for item in strict if item.kind == "package" or item.item == "nccl")
-    if rebuilt:
-        lines.append(
-            f"Mend: ansible-playbook -i INVENTORY metalray.cluster.site --tags python_env --limit {','.join(rebuilt)}"
-        )
-    for item in strict:
-        if item.kind == "system" and item.item != "nccl":
-            lines.append(
-                f"Mend: bring {_names(item.hosts, 8)} to {item.item} {item.expected}"
-                if item.expected != MISSING
-                else f"Mend: remove {item.item} from {_names(item.hosts, 8)}, or install it on every host"
-            )
-    return "\n".join(lines)
-
-
-def warnings(comparison: Comparison) -> list[str]:
-    """One line for each difference that does not stop the run."""
-    return [f"Hosts differ in {_row(item).strip()}" for item in comparison.warned]
+    try:
+        told = bounded(look, seconds)
+    except NoAnswer:
+        raise VersionsError(f"no answer within {seconds:g} seconds: is it on a share whose server is gone?") from None
+    except (OSError, RuntimeError) as error:
+        raise VersionsError(str(error)) from None
+    if "problem" in told:
+        raise VersionsError(told["problem"])
+    return told["versions"]

@@ -14,8 +14,8 @@ description:
   - A build that fails or is interrupted leaves the environment in use alone and nothing in the way of the next run.
   - Each run compares what is installed with what was built. An environment that was changed by other hands since is
     built anew, beside the changed one, which stays until the next build. Seen are packages added, removed, installed
-    again or in another version, another version of Python, stray modules, and wrong ownership; not seen is an edit inside
-    of an installed file.
+    again or in another version, edits of installed files (by their size, or where a file is newer than its
+    installation), another version of Python, stray modules, and wrong ownership.
   - An environment is named by a hash of its lock (without comments and order), Python's full version and uv's
     version, so that equal names mean equal environments on all nodes. One that is still there from before is switched
     to without a build.

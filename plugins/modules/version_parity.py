@@ -10,7 +10,9 @@ short_description: Stop the run where hosts differ in their versions
 version_added: 0.1.0
 description:
   - Compares the facts of M(metalray.cluster.package_versions_facts) across hosts, item by item. What most hosts have
-    is taken to be right; the message names the odd hosts, the item, both versions, and the mend.
+    is taken to be right; the message names the odd hosts, and has one table of what differs, and the mend.
+  - Compared are the lock that the environment was built from, Python, all packages with what was changed of them by
+    hand, the commits of sources that the environment leads to, and items of the system.
   - Runs on the controller and calls no host. Use it with C(run_once), after the facts of all hosts have been read.
 author:
   - The metalray contributors (@metalray)
@@ -36,7 +38,9 @@ options:
     type: str
     default: package_versions
   packages:
-    description: Packages to compare, with C(python) among them if wanted. Empty is all of them and Python.
+    description:
+      - Packages to compare, with C(python) among them if wanted, and nothing else of the environment.
+      - Empty is all of them, Python, and the rest of the environment.
     type: list
     elements: str
     default: []
@@ -44,13 +48,13 @@ options:
     description: Items of the system that have to be the same.
     type: list
     elements: str
-    choices: [os, kernel, glibc, driver, cuda, nccl, nccl_system]
-    default: [driver, cuda, nccl]
+    choices: [os, kernel, glibc, driver, cuda, nccl, nccl_system, nccl_library]
+    default: [driver, cuda, nccl, nccl_library]
   system_warned:
     description: Items of the system in which a difference gives a warning only.
     type: list
     elements: str
-    choices: [os, kernel, glibc, driver, cuda, nccl, nccl_system]
+    choices: [os, kernel, glibc, driver, cuda, nccl, nccl_system, nccl_library]
     default: [kernel, glibc]
   reference:
     description:
@@ -76,6 +80,12 @@ hosts:
   returned: success or difference
   type: list
   elements: str
+groups:
+  description: Hosts that are equal in all that stops the run, the largest group first.
+  returned: success or difference
+  type: list
+  elements: list
+  sample: [[node1, node2], [node3]]
 differences:
   description: All differences, those that only warn among them.
   returned: success or difference
@@ -83,11 +93,13 @@ differences:
   elements: dict
   contains:
     item:
-      description: The package, C(python), or the item of the system.
+      description: The package, C(python), C(lock), the source, or the item of the system.
       type: str
       sample: torch
     kind:
-      description: C(package) or C(system).
+      description:
+        - C(environment) (the lock, the wheels), C(python), C(package), C(files) (equal versions made of other files),
+          C(stray), C(source), C(edits) (of a source), or C(system).
       type: str
     strict:
       description: Whether the difference stops the run.
@@ -105,5 +117,8 @@ differences:
       sample: {2.12.0: [node3]}
     tie:
       description: The host that decided which version is right where no version has more hosts; else empty.
+      type: str
+    where:
+      description: Path of the source; else empty.
       type: str
 """

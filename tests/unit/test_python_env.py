@@ -249,7 +249,7 @@ def test_tools_get_addresses_by_environment(tmp_path: Path) -> None:
 # --- building, with a stand-in for uv that makes what uv makes -----------------------------------------------------
 
 FAKE_UV = """#!{python}
-import json, os, pathlib, re, sys, time
+import base64, hashlib, json, os, pathlib, re, sys, time
 arguments = sys.argv[1:]
 with open({log!r}, "a") as log:
     log.write(json.dumps([arguments, dict(os.environ)]) + "\\n")
@@ -267,8 +267,13 @@ elif arguments[:2] == ["pip", "sync"]:
     for name, version in re.findall(r"^([a-z-]+)==(\\S+)", pathlib.Path(arguments[-1]).read_text(), re.M):
         info = place / (name.replace("-", "_") + "-" + version + ".dist-info")
         info.mkdir()
-        (info / "RECORD").write_text(name + ".py,sha256=" + version + ",1\\n")
-        (place / (name + ".py")).write_text("version = " + repr(version) + "\\n")
+        text = ("version = " + repr(version) + "\\n").encode()
+        digest = base64.urlsafe_b64encode(hashlib.sha256(text).digest()).rstrip(b"=").decode()
+        cached = pathlib.Path(os.environ["UV_CACHE_DIR"], name + "-" + version)
+        if not cached.exists():
+            cached.write_bytes(text)
+        os.link(cached, place / (name + ".py"))
+        (info / "RECORD").write_text(name + ".py,sha256=" + digest + "," + str(len(text)) + "\\n")
         if behaviour == "half":
             print("error: client error (Connect)\\n  cause: tcp connect error")
             sys.exit(2)
@@ -438,6 +443,15 @@ def _reinstall(place: Path) -> None:
     (place / "six-1.17.0.dist-info" / "RECORD").write_text("six.py,sha256=other,1\n")
 
 
+def _edit(place: Path) -> None:
+    (place / "six.py").write_text("version = '1.17.1'\n")
+
+
+def _edit_by_renaming(place: Path) -> None:
+    (place / "new").write_text("version = '1.17.0'\nprint()\n")
+    (place / "new").rename(place / "six.py")
+
+
 def _stray(place: Path) -> None:
     (place / "sitecustomize.py").write_text("")
 
@@ -472,6 +486,8 @@ def _break_python(place: Path) -> None:
         (_remove, ["six 1.17.0 was removed"]),
         (_upgrade, ["six 1.17.0 became 1.18.0"]),
         (_reinstall, ["six 1.17.0 was installed again from elsewhere"]),
+        (_edit, ["six 1.17.0 was edited: six.py"]),
+        (_edit_by_renaming, ["six 1.17.0 was edited: six.py"]),
         (_stray, ["sitecustomize.py was added"]),
         (_lose_module, ["six.py was removed"]),
         (_open_up, ["can be written by others"]),
@@ -494,6 +510,8 @@ def test_drift_is_named_and_mended_beside(node: Node, change, words: list[str]) 
     assert does.hash == before.hash
     assert Path(before.target).is_dir()
     assert does.packages == before.packages
+    # Also where the edit went through to the cache.
+    assert (node.place / "six.py").read_text() == "version = '1.17.0'\n"
     assert node.ensure().changed is False
 
 

@@ -7,16 +7,13 @@ import importlib.metadata
 import json
 import os
 import platform
-import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
 
+import environments
 import pytest
 from ansible_collections.metalray.cluster.plugins.module_utils import _versions as versions
-
-ROOT = Path(__file__).resolve().parents[2]
 
 # As read on a node with H200 GPUs, and as the closed kernel module writes it.
 OPEN_DRIVER = """NVRM version: NVIDIA UNIX Open Kernel Module for x86_64  580.159.04  Release Build  (nixbld@)\x20\x20
@@ -25,15 +22,6 @@ GCC version:  gcc version 15.3.0 (GCC)\x20
 CLOSED_DRIVER = """NVRM version: NVIDIA UNIX x86_64 Kernel Module  535.183.01  Sun May 12 19:39:15 UTC 2024
 GCC version:  gcc version 12.2.0 (Debian 12.2.0-14)
 """
-
-
-def node(python: str = "3.11.2", system: dict[str, str] | None = None, **packages: str) -> dict[str, Any]:
-    below = {"os": "Debian", "kernel": "6.1", "glibc": "2.36", "driver": "580.1", "cuda": "13.0", "nccl": ""}
-    return {
-        "python": python,
-        "packages": {"ray": "2.60.0", "torch": "2.13.0", **{k.replace("_", "-"): v for k, v in packages.items()}},
-        "system": {**below, **(system or {})},
-    }
 
 
 # --- reading -----------------------------------------------------------------------------------------------------
@@ -98,6 +86,7 @@ def test_system(tmp_path: Path) -> None:
         "cuda": "13.0",
         "nccl": "2.29.7",
         "nccl_system": "2.28.3",
+        "nccl_library": "",
     }
     (toolkit / "version.json").write_text('{"cuda": {"name": "CUDA SDK", "version": "13.0.20250729"}}')
     assert versions.toolkit_version(tmp_path / "usr/local/cuda") == "13.0.20250729"
@@ -127,152 +116,271 @@ def test_a_broken_record_is_none(tmp_path: Path, text: str) -> None:
     assert versions.read_record(tmp_path) == {}
 
 
-# --- comparing ---------------------------------------------------------------------------------------------------
+# --- what was changed by hand, in real environments ----------------------------------------------------------------
 
 
-def test_equal_hosts_and_single_ones() -> None:
-    assert versions.compare({"n1": node(), "n2": node()}).differences == []
-    assert versions.compare({"n1": node()}).differences == []
-    assert versions.compare({}).hosts == []
+@pytest.fixture
+def environment(tmp_path: Path) -> Path:
+    made = environments.make(tmp_path / "env")
+    environments.install(made, *(environments.wheel(tmp_path / "wheels", name, "1.0") for name in ("click", "six")))
+    return made
 
 
-def test_the_odd_host_is_named() -> None:
-    facts = {f"n{number}": node() for number in range(1, 5)}
-    facts["n3"] = node(torch="2.12.0")
-    found = versions.compare(facts)
-    (item,) = found.differences
-    assert (item.item, item.kind, item.strict) == ("torch", "package", True)
-    assert (item.expected, item.expected_on) == ("2.13.0", 3)
-    assert (item.odd, item.tie) == ({"2.12.0": ["n3"]}, "")
-    assert versions.failure(found).splitlines() == [
-        "n3 of 4 hosts differs from the rest in 1 version; training across them would fail or go wrong:",
-        "  torch: n3: 2.12.0; the other 3 hosts: 2.13.0",
-        "Mend: ansible-playbook -i INVENTORY metalray.cluster.site --tags python_env --limit n3",
-    ]
+def place_of(environment: Path) -> Path:
+    found = versions.site_packages(environment)
+    assert found is not None
+    return found
 
 
-def test_the_majority_is_right_even_against_the_head() -> None:
-    facts = {"head": node(torch="2.12.0"), "w1": node(), "w2": node()}
-    assert versions.compare(facts, reference="head").differences[0].odd == {"2.12.0": ["head"]}
+def recorded(environment: Path) -> dict[str, object]:
+    record = {"hash": "1f" * 32, "lock": "smoke.txt", "entries": versions.fingerprint(environment)}
+    (environment / versions.RECORD_FILE).write_text(json.dumps(record))
+    return record
 
 
-def test_another_build_of_the_same_version_differs() -> None:
-    facts = {"n1": node(torch="2.13.0+cu130"), "n2": node(torch="2.13.0+cu130"), "n3": node(torch="2.13.0+cpu")}
-    assert versions.compare(facts).differences[0].odd == {"2.13.0+cpu": ["n3"]}
+def test_an_environment_as_it_was_installed(environment: Path) -> None:
+    recorded(environment)
+    found = versions.read_versions(environment)
+    assert found["packages"] == {"click": "1.0", "six": "1.0"}
+    assert (found["python"], found["hash"], found["lock"]) == (platform.python_version(), "1f" * 32, "smoke.txt")
+    assert (found["changed"], found["strays"], found["sources"]) == ({}, [], {})
+    # What Python compiles is no change.
+    (place_of(environment) / "click" / "__pycache__").mkdir()
+    (place_of(environment) / "click" / "__pycache__" / "part.cpython-311.pyc").write_bytes(b"x")
+    assert versions.read_versions(environment) == found
 
 
-def test_a_patch_level_of_python_differs() -> None:
-    facts = {"n1": node(), "n2": node(), "n3": node(python="3.11.3")}
-    assert versions.compare(facts).differences[0].item == "python"
-    assert versions.compare(facts, packages=["ray"]).differences == []
-    assert versions.compare(facts, packages=["ray", "python"]).differences[0].odd == {"3.11.3": ["n3"]}
+@pytest.mark.parametrize("text", ["one = 1\nprint(one)\n", "one = 2\n"], ids=["longer", "of the same size"])
+def test_an_edit_inside_of_a_file_is_seen(environment: Path, text: str) -> None:
+    (place_of(environment) / "click" / "part.py").write_text(text)
+    changed = versions.read_versions(environment)["changed"]
+    assert (changed["click"]["how"], changed["click"]["files"]) == ("edited", ["click/part.py"])
+    assert changed.keys() == {"click"}
 
 
-def test_a_missing_and_an_extra_package() -> None:
-    facts = {"n1": node(six="1"), "n2": node(six="1"), "n3": node(extra_thing="2")}
-    found = {item.item: (item.expected, item.odd) for item in versions.compare(facts).differences}
-    assert found == {"six": ("1", {"missing": ["n3"]}), "extra-thing": ("missing", {"2": ["n3"]})}
+def test_equal_edits_have_equal_digests(environment: Path, tmp_path: Path) -> None:
+    digests = []
+    for number, text in enumerate(["one = 2\n", "one = 2\n", "one = 3\n"]):
+        other = environments.copy(environment, tmp_path / str(number))
+        (place_of(other) / "click" / "part.py").write_text(text)
+        digests.append(versions.read_edits(other)["click"].digest)
+    assert digests[0] == digests[1] != digests[2]
 
 
-def test_a_tie_goes_to_the_reference_and_says_so() -> None:
-    facts = {"w1": node(torch="2.12.0"), "head": node()}
-    (item,) = versions.compare(facts, reference="head").differences
-    assert (item.expected, item.odd, item.tie) == ("2.13.0", {"2.12.0": ["w1"]}, "head")
-    assert "(a tie: head is taken to be right)" in versions.failure(versions.compare(facts, reference="head"))
-    assert versions.compare(facts).differences[0].tie == "w1"
-    # The reference is alone, two pairs tie: the first host of a pair decides.
-    facts = {host: node(torch=version) for host, version in zip(["head", "a", "b", "c", "d"], "12332")}
-    (item,) = versions.compare(facts, reference="head").differences
-    assert (item.expected, item.tie) == ("2", "a")
+def test_a_file_that_is_only_newer_is_no_edit(environment: Path) -> None:
+    os.utime(place_of(environment) / "click" / "part.py")
+    assert versions.read_edits(environment) == {}
 
 
-def test_what_stops_and_what_warns() -> None:
-    facts = {"n1": node(), "n2": node(), "n3": node(system={"kernel": "6.2", "driver": ""})}
-    found = versions.compare(facts)
-    assert [item.item for item in found.strict] == ["driver"]
-    assert versions.warnings(found) == ["Hosts differ in kernel: n3: 6.2; the other 2 hosts: 6.1"]
-    message = versions.failure(found)
-    assert "driver: n3: missing; the other 2 hosts: 580.1" in message
-    assert "Mend: bring n3 to driver 580.1" in message
-    assert "--tags python_env" not in message
-    swapped = versions.compare(facts, strict=["kernel"], warned=["driver"])
-    assert [item.item for item in swapped.strict] == ["kernel"]
-
-
-def test_nccl_is_named_once() -> None:
-    facts = {
-        name: node(system={"nccl": version}, nvidia_nccl_cu13=version)
-        for name, version in (("n1", "2.29.7"), ("n2", "2.29.7"), ("n3", "2.28.3"))
+def test_a_lost_file_and_an_edited_program_are_edits(environment: Path) -> None:
+    (place_of(environment) / "click" / "part.py").unlink()
+    (environment / "bin" / "six").write_text("#!/bin/sh\n")
+    edits = versions.read_edits(environment)
+    assert {name: edited.files for name, edited in edits.items()} == {
+        "click": ["click/part.py"],
+        "six": ["../../../bin/six"],
     }
-    assert [item.item for item in versions.compare(facts).differences] == ["nvidia-nccl-cu13"]
-    assert [item.item for item in versions.compare(facts, packages=["ray"]).differences] == ["nccl"]
 
 
-def test_many_differences_are_summarised() -> None:
-    many = {f"package{number}": "1" for number in range(100)}
-    facts = {f"n{number}": node(**many) for number in range(6)} | {"n9": node(ray="1.0")}
-    found = versions.compare(facts)
-    assert len(found.differences) == 101
-    lines = versions.failure(found).splitlines()
-    assert len(lines) == 23
-    assert lines[21] == "  ... and 81 more in the list 'differences' of this result"
-    facts = {f"n{number}": node() for number in range(20)} | {f"odd{number}": node(ray="1.0") for number in range(9)}
-    assert "odd0, odd1, odd2 and 6 more: 1.0; the other 20 hosts" in versions.failure(versions.compare(facts))
+def test_the_same_version_from_elsewhere_is_seen_by_the_record(environment: Path, tmp_path: Path) -> None:
+    recorded(environment)
+    before = versions.read_contents(environment)
+    environments.install(
+        environment, environments.wheel(tmp_path / "other", "click", "1.0", {"click/more.py": "x = 1\n"})
+    )
+    assert versions.read_versions(environment)["changed"]["click"]["how"] == "reinstalled"
+    after = versions.read_contents(environment)
+    assert after["click"] != before["click"] and after["six"] == before["six"]
 
 
-def test_two_hundred_hosts_in_under_a_second() -> None:
-    packages = {f"package{number}": "1.0" for number in range(200)}
-    facts = {f"n{number}": node(**packages) for number in range(199)} | {"odd": node(**packages, ray="1.0")}
-    start = time.perf_counter()
-    found = versions.compare(facts)
-    versions.failure(found)
-    assert time.perf_counter() - start < 1
-    assert found.differences[0].odd == {"1.0": ["odd"]}
+def test_the_content_does_not_depend_on_where_the_environment_is(environment: Path, tmp_path: Path) -> None:
+    other = environments.make(tmp_path / "elsewhere")
+    environments.install(other, *sorted((tmp_path / "wheels").iterdir()))
+    assert (place_of(other) / "click-1.0.dist-info/RECORD").read_text() != (
+        place_of(environment) / "click-1.0.dist-info/RECORD"
+    ).read_text()
+    assert versions.read_contents(other) == versions.read_contents(environment)
 
 
-# --- the action, in a play without any connection ------------------------------------------------------------------
-
-PLAY = """
-- name: Compare
-  hosts: all
-  gather_facts: false
-  tasks:
-    - name: Take the facts
-      ansible.builtin.set_fact:
-        package_versions: "{{ versions }}"
-        cacheable: true
-      when: versions is defined
-    - name: Compare
-      metalray.cluster.version_parity:
-      run_once: true
-"""
+def test_a_stray_module_is_named(environment: Path) -> None:
+    (place_of(environment) / "sitecustomize.py").write_text("")
+    # Without a record nobody knows what belongs there.
+    assert versions.read_versions(environment)["strays"] == []
+    (place_of(environment) / "sitecustomize.py").unlink()
+    recorded(environment)
+    (place_of(environment) / "sitecustomize.py").write_text("")
+    assert versions.read_versions(environment)["strays"] == ["sitecustomize.py"]
 
 
-def play(tmp_path: Path, hosts: dict[str, Any], *options: str) -> subprocess.CompletedProcess[str]:
-    (tmp_path / "play.yml").write_text(PLAY)
-    unreachable = {"ansible_connection": "ssh", "ansible_host": "192.0.2.1"}
-    inventory = {
-        "all": {
-            "hosts": {name: {**unreachable, **({"versions": value} if value else {})} for name, value in hosts.items()},
-            "children": {"head": {"hosts": {"n2": {}}}},
-        }
+@pytest.mark.parametrize(
+    ("torch", "own", "system", "found"),
+    [
+        ("2.7.0+cu128", True, True, "site-packages/nvidia/nccl/lib/libnccl.so.2"),
+        ("2.7.0", False, True, "/usr/lib/x86_64-linux-gnu/libnccl.so.2.28.3"),
+        ("2.7.0+cpu", False, True, ""),
+        ("2.7.0", False, False, ""),
+        ("", False, True, ""),
+    ],
+)
+def test_the_library_that_torch_loads(
+    environment: Path, tmp_path: Path, torch: str, own: bool, system: bool, found: str
+) -> None:
+    for wanted, path in (
+        (own, place_of(environment) / "nvidia/nccl/lib/libnccl.so.2"),
+        (system, tmp_path / "usr/lib/x86_64-linux-gnu/libnccl.so.2.28.3"),
+    ):
+        if wanted:
+            path.parent.mkdir(parents=True)
+            path.touch()
+    packages = {"torch": torch} if torch else {}
+    assert versions.system_versions(packages, tmp_path, environment)["nccl_library"] == found
+
+
+# --- sources that an environment leads to ---------------------------------------------------------------------------
+
+
+def test_an_editable_source_tells_its_commit_and_its_edits(environment: Path, tmp_path: Path) -> None:
+    source = tmp_path / "src" / "train er"
+    commit = environments.repository(source)
+    environments.install(environment, "-e", source)
+    found = versions.read_sources(environment)
+    assert found == {"trainer": {"path": str(source), "commit": commit, "edits": ""}}
+    (source / "trainer.py").write_text("steps = 2\n")
+    (source / "notes.txt").write_text("not of the repository\n")
+    edits = versions.read_sources(environment)["trainer"]["edits"]
+    assert len(edits) == 8
+    (source / "trainer.py").write_text("steps = 3\n")
+    assert versions.read_sources(environment)["trainer"]["edits"] not in ("", edits)
+    second = environments.commit(source, "two")
+    assert versions.read_sources(environment)["trainer"] == {"path": str(source), "commit": second, "edits": ""}
+
+
+def test_without_git_the_commit_is_told_and_the_edits_are_not(
+    environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    commit = environments.repository(tmp_path / "src")
+    environments.install(environment, "-e", tmp_path / "src")
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert versions.read_sources(environment)["trainer"] == {
+        "path": str(tmp_path / "src"),
+        "commit": commit,
+        "edits": None,
     }
-    (tmp_path / "hosts.yml").write_text(json.dumps(inventory))
-    command = [sys.executable, "-m", "ansible", "playbook", "-i", "hosts.yml", "play.yml"]
-    command = [str(tmp_path / word) if word.endswith(".yml") else word for word in command]
-    return subprocess.run([*command, *options], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False)
 
 
-def test_the_action_passes_equal_hosts_and_warns(tmp_path: Path) -> None:
-    done = play(tmp_path, {"n1": node(), "n2": node(system={"kernel": "6.2"}), "n3": None})
-    assert done.returncode == 0, done.stdout
-    assert "(a tie: n2 is taken to be right)" in " ".join((done.stdout + done.stderr).split())
+def test_paths_that_lead_elsewhere_are_sources(environment: Path, tmp_path: Path) -> None:
+    commit = environments.repository(tmp_path / "src")
+    (tmp_path / "plain").mkdir()
+    place = place_of(environment)
+    (place / "metalray.pth").write_text(
+        f"# a comment\nimport os; os.getpid()\n\n{tmp_path}/src/\n{tmp_path}/plain\n{tmp_path}/gone\nclick\n"
+    )
+    (place / "__editable___other_1_0_finder.py").write_text(
+        "from __future__ import annotations\nraise SystemExit('imported')\n"
+        f"MAPPING: dict[str, str] = {{'other': '{tmp_path}/plain/other'}}\nNAMESPACES: dict[str, list[str]] = {{}}\n"
+    )
+    found = {name: source["commit"] for name, source in versions.read_sources(environment).items()}
+    assert found == {
+        f"{tmp_path}/src": commit,
+        f"{tmp_path}/plain": "no git",
+        f"{tmp_path}/gone": "missing",
+        "other": "missing",
+    }
 
 
-def test_the_action_stops_every_host(tmp_path: Path) -> None:
-    done = play(tmp_path, {"n1": node(), "n2": node(), "n3": node(torch="2.12.0")}, "--check")
-    assert done.returncode != 0
-    said = " ".join(done.stdout.split())
-    assert "torch: n3: 2.12.0; the other 2 hosts: 2.13.0" in said
-    assert "--tags python_env --limit n3" in said
-    assert "Traceback" not in done.stdout + done.stderr
+def test_a_package_installed_from_git_has_its_commit(environment: Path) -> None:
+    told = {"url": "https://git.example.com/x", "vcs_info": {"vcs": "git", "commit_id": "1a" * 20}}
+    (place_of(environment) / "six-1.0.dist-info" / "direct_url.json").write_text(json.dumps(told))
+    assert versions.read_sources(environment)["six"]["commit"] == "1a" * 20
+
+
+def test_the_commit_wherever_git_keeps_it(tmp_path: Path) -> None:
+    def told(place: Path) -> str:
+        found = versions.git_directory(place)
+        assert found is not None
+        return versions.head_commit(found[1])
+
+    source = tmp_path / "source"
+    first = environments.repository(source)
+    assert told(source) == first
+    environments.git(source, "pack-refs", "--all", "--prune")
+    assert not (source / ".git/refs/heads/main").exists()
+    assert told(source) == first
+    (source / "deep" / "down").mkdir(parents=True)
+    assert told(source / "deep" / "down") == first
+    environments.git(source, "worktree", "add", "--quiet", "-b", "side", str(tmp_path / "tree"))
+    second = environments.commit(tmp_path / "tree", "two")
+    assert (told(tmp_path / "tree"), told(source)) == (second, first)
+    environments.git(tmp_path / "tree", "pack-refs", "--all", "--prune")
+    assert told(tmp_path / "tree") == second
+    environments.git(source, "checkout", "--quiet", "--detach", second)
+    assert told(source) == second
+    outer = tmp_path / "outer"
+    environments.repository(outer)
+    environments.git(outer, "submodule", "--quiet", "add", str(source), "external/part")
+    assert (outer / "external/part/.git").is_file()
+    assert told(outer / "external/part") == second
+
+
+def test_a_source_that_never_answers_is_told_in_time_and_the_rest_too(
+    environment: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever opens a pipe without a writer waits, as on a share whose server is gone."""
+    dead, alive = tmp_path / "dead", tmp_path / "alive"
+    commit = environments.repository(alive)
+    dead.mkdir()
+    os.mkfifo(dead / ".git")
+    (place_of(environment) / "all.pth").write_text(f"{dead}\n{alive}\n")
+    mounts = f"/dev/x / ext4 rw 0 0\nserver:/x {dead} nfs4 rw 0 0\n"
+    small_text = versions._small_text
+    monkeypatch.setattr(
+        versions,
+        "_small_text",
+        lambda path, *more: mounts if path == Path("/proc/self/mounts") else small_text(path, *more),
+    )
+    found = versions.read_sources(environment, seconds=0.5)
+    assert {name: source["commit"] for name, source in found.items()} == {str(dead): "no answer", str(alive): commit}
+
+
+def test_places_of_mounts_are_read_as_the_kernel_writes_them() -> None:
+    places = versions.mount_points("a / ext4 rw 0 0\ns:/x /mnt/sha\\040red nfs4 rw 0 0\n")
+    assert places == ["/", "/mnt/sha red"]
+    assert versions._mount_of("/mnt/sha red/x", places) == "/mnt/sha red"
+    assert versions._mount_of("/mnt/sha redder", places) == "/"
+
+
+# --- the module -----------------------------------------------------------------------------------------------------
+
+
+def test_the_module_reads_an_environment_behind_a_link(run_module, environment: Path, tmp_path: Path) -> None:
+    (tmp_path / "venv").symlink_to(environment)
+    result = run_module("package_versions_facts", venv=str(tmp_path / "venv"))
+    found = result["ansible_facts"]["package_versions"]
+    assert not result.get("changed")
+    assert (found["venv"], found["path"]) == (str(tmp_path / "venv"), str(environment))
+    assert found["packages"] == {"click": "1.0", "six": "1.0"}
+
+
+def test_the_module_without_an_environment(run_module, tmp_path: Path) -> None:
+    assert run_module("package_versions_facts", check=True, venv=str(tmp_path / "none"))["ansible_facts"] == {
+        "package_versions": {}
+    }
+    refused = run_module("package_versions_facts", venv=str(tmp_path / "none"))
+    assert refused["failed"] and "--tags python_env" in refused["msg"]
+
+
+def test_a_python_that_does_not_run_is_told(run_module, environment: Path) -> None:
+    (environment / "bin" / "python").unlink()
+    (environment / "bin" / "python").write_text("#!/bin/sh\nexit 3\n")
+    (environment / "bin" / "python").chmod(0o755)
+    refused = run_module("package_versions_facts", venv=str(environment))
+    assert refused["failed"] and "does not run as Python" in refused["msg"]
+
+
+def test_an_environment_that_never_answers_is_told_in_time(environment: Path) -> None:
+    (environment / versions.RECORD_FILE).unlink(missing_ok=True)
+    os.mkfifo(environment / versions.RECORD_FILE)
+    begun = time.monotonic()
+    with pytest.raises(versions.VersionsError, match=r"no answer within 0\.3 seconds"):
+        versions.read_bounded(environment, 0.3)
+    assert time.monotonic() - begun < 20
