@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -98,10 +98,13 @@ def _difference(
     values: Mapping[str, str],
     reference: str,
     where: Mapping[str, str] | None = None,
+    wrong: Collection[str] = (),
 ) -> Difference | None:
+    """``wrong`` values are not what others are brought to, however many hosts have them."""
     counts = Counter(values.values())
     if len(counts) < 2:
         return None
+    counts = Counter({value: count for value, count in counts.items() if value not in wrong}) or counts
     most = max(counts.values())
     top = [value for value, count in counts.items() if count == most]
     # In a tie there is no majority to be right: the reference host decides, or the first host of the largest groups.
@@ -136,8 +139,10 @@ def _in_short(commit: str) -> str:
 def _differences(facts: Mapping[str, Facts], names: Sequence[str], everything: bool, reference: str) -> Iterable[Any]:
     """Every difference below one environment and another, or None for no difference."""
 
-    def compare_by(item: str, kind: str, strict: bool, values: dict[str, str], where: Any = None) -> Difference | None:
-        return _difference(item, kind, strict, values, reference, where)
+    def compare_by(
+        item: str, kind: str, strict: bool, values: dict[str, str], where: Any = None, wrong: Collection[str] = ()
+    ) -> Difference | None:
+        return _difference(item, kind, strict, values, reference, where, wrong)
 
     if everything:
         locks = {host: _environment(found, "hash") or "none" for host, found in facts.items()}
@@ -148,7 +153,9 @@ def _differences(facts: Mapping[str, Facts], names: Sequence[str], everything: b
             yield compare_by(name, "python", True, values)
             continue
         values = {host: _installed(found, name) for host, found in facts.items()}
-        different = compare_by(name, "package", True, values)
+        # What other hands changed is not the lock's, so the stage would not bring it to other nodes.
+        by_hand = {values[host] for host, found in facts.items() if name in (found.get("changed") or ())} - {MISSING}
+        different = compare_by(name, "package", True, values, wrong=by_hand)
         yield different
         # Equal versions may be different files: a wheel for another platform, or one that was compiled on each node.
         expected = different.expected if different else next(iter(values.values()))
@@ -163,7 +170,7 @@ def _differences(facts: Mapping[str, Facts], names: Sequence[str], everything: b
         strays = {host: set(found.get("strays") or ()) for host, found in facts.items()}
         for entry in sorted(set().union(*strays.values())):
             values = {host: "there" if entry in found else "not there" for host, found in strays.items()}
-            yield compare_by(entry, "stray", True, values)
+            yield compare_by(entry, "stray", True, values, wrong=["there"])
     sources = {host: found.get("sources") or {} for host, found in facts.items()}
     for name in sorted(set().union(*sources.values())):
         if not everything and name not in names:
@@ -194,7 +201,7 @@ def compare(
     warned: Sequence[str] = WARNED,
     reference: str = "",
 ) -> Comparison:
-    """Compare the facts of any number of hosts, item by item; the majority is taken to be right.
+    """Compare the facts of any number of hosts, item by item; the majority is taken to be right, unless other hands made it so.
 
     ``packages`` names the distributions to compare, with ``python`` among them if wanted; empty means everything about
     the environment. ``strict`` and ``warned`` name items of the system.
@@ -283,7 +290,7 @@ def table(differences: Sequence[Difference], limit: int = 20) -> list[str]:
     """One table of what differs; of many differences those that touch the most hosts."""
     ranked = sorted(differences, key=lambda item: -len(item.hosts))
     kept = {id(item) for item in ranked[:limit]}
-    rows = [["item", "most have", "others have", "on"]]
+    rows = [["item", "expected", "found", "on"]]
     judges = []
     for item in differences:
         if id(item) not in kept:
@@ -296,7 +303,7 @@ def table(differences: Sequence[Difference], limit: int = 20) -> list[str]:
     lines = _laid_out(rows)
     if judges:
         lines.append(
-            f"  * as many have the one as the other; what {', '.join(dict.fromkeys(judges))} has is taken to be right"
+            f"  * as many nodes have the one as the other; what {', '.join(dict.fromkeys(judges))} has is taken to be right"
         )
     if len(differences) > limit:
         lines.append(f"  ... and {len(differences) - limit} more in the list 'differences' of this result")

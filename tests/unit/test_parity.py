@@ -46,9 +46,9 @@ def test_the_odd_host_is_named() -> None:
     assert (item.odd, item.tie) == ({"2.12.0": ["n3"]}, "")
     assert parity.failure(found).splitlines() == [
         "version mismatch: n3 of 4 nodes differs from the rest in torch; training across them would fail or go wrong:",
-        "  item   most have  others have  on",
-        "  -----  ---------  -----------  --",
-        "  torch  2.13.0     2.12.0       n3",
+        "  item   expected  found   on",
+        "  -----  --------  ------  --",
+        "  torch  2.13.0    2.12.0  n3",
         "Mend: ansible-playbook -i INVENTORY metalray.cluster.site --tags python_env,ray --limit n3",
     ]
 
@@ -82,8 +82,8 @@ def test_a_tie_goes_to_the_reference_and_says_so() -> None:
     assert (item.expected, item.odd, item.tie) == ("2.13.0", {"2.12.0": ["w1"]}, "head")
     told = parity.failure(parity.compare(facts, reference="head")).splitlines()
     assert told[3:5] == [
-        "  torch  2.13.0 *   2.12.0       w1",
-        "  * as many have the one as the other; what head has is taken to be right",
+        "  torch  2.13.0 *  2.12.0  w1",
+        "  * as many nodes have the one as the other; what head has is taken to be right",
     ]
     assert parity.compare(facts).differences[0].tie == "w1"
     # The reference is alone, two pairs tie: the first host of a pair decides.
@@ -98,7 +98,7 @@ def test_what_stops_and_what_warns() -> None:
     assert [item.item for item in found.strict] == ["driver"]
     assert parity.warnings(found) == ["Nodes differ in kernel: n3: 6.2; the other 2 nodes: 6.1"]
     message = parity.failure(found)
-    assert "  driver  580.1      missing      n3" in message
+    assert "  driver  580.1     missing  n3" in message
     assert "Mend: bring driver on n3 to 580.1" in message
     assert "--tags python_env" not in message
     swapped = parity.compare(facts, strict=["kernel"], warned=["driver"])
@@ -317,6 +317,24 @@ def test_what_differs_on_one_node_is_named(
 
 def test_equal_environments_in_other_places_do_not_differ(cluster: Callable[..., parity.Comparison]) -> None:
     assert cluster(lambda _environment: None).differences == []
+
+
+def test_what_was_changed_by_hand_is_never_right() -> None:
+    """The mend would be of no use: the stage leaves a node alone that is as locked."""
+    facts = {host: node() for host in ("n1", "n2", "n3")}
+    for host in ("n1", "n2"):
+        facts[host].update(
+            changed={"ray": {"how": "edited", "digest": "12345678", "files": ["ray/x.py"]}}, strays=["x.py"]
+        )
+    found = parity.compare(facts, reference="n1")
+    assert [(item.item, item.expected, item.expected_on, item.hosts) for item in found.strict] == [
+        ("ray", "2.60.0", 1, ["n1", "n2"]),
+        ("x.py", "not there", 1, ["n1", "n2"]),
+    ]
+    assert parity.failure(found).endswith("--tags python_env,ray --limit n1,n2")
+    # Where all have it, they are the same.
+    facts["n3"] = facts["n1"]
+    assert parity.compare(facts).differences == []
 
 
 def test_the_edited_file_is_named(cluster: Callable[..., parity.Comparison]) -> None:
