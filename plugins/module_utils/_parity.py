@@ -147,6 +147,8 @@ def _differences(facts: Mapping[str, Facts], names: Sequence[str], everything: b
     if everything:
         locks = {host: _environment(found, "hash") or "none" for host, found in facts.items()}
         yield compare_by("lock", "environment", True, locks)
+        wheels = {host: _environment(found, "wheels") or "none" for host, found in facts.items()}
+        yield compare_by("wheels", "environment", True, wheels)
     for name in names:
         if name == "python":
             values = {host: str(found.get("python") or MISSING) for host, found in facts.items()}
@@ -188,9 +190,6 @@ def _differences(facts: Mapping[str, Facts], names: Sequence[str], everything: b
         }
         values = {host: f"edited {digest}" if digest else "as committed" for host, digest in edits.items()}
         yield compare_by(f"source {name}, edits", "edits", True, values, where)
-    if everything:
-        wheels = {host: _environment(found, "wheels") or "none" for host, found in facts.items()}
-        yield compare_by("wheels", "environment", False, wheels)
 
 
 def compare(

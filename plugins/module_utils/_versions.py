@@ -22,10 +22,10 @@ import re
 import subprocess
 import sys
 import urllib.parse
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from ._bounded import NoAnswer, bounded
 
@@ -103,8 +103,7 @@ def python_version(interpreter: Path) -> str:
 # --- whether it is what was installed ----------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Listed:
+class Listed(NamedTuple):
     """A file as the list of its distribution has it; ``path`` is relative to the place for packages."""
 
     path: str
@@ -199,53 +198,60 @@ def _edit_digest(place: Path, files: Sequence[str]) -> str:
     return digest.hexdigest()[:8]
 
 
-def _lists(place: Path) -> Iterator[tuple[str, list[Listed], int]]:
-    """Each distribution that has a list of its files: its name, the files, and when it was installed."""
-    for entry in sorted(os.listdir(place)):
-        known = distribution(entry)
-        path = place / entry / "RECORD"
-        with contextlib.suppress(OSError):
-            if known is not None:
-                yield known[0], listed_files(path.read_text("utf-8", "replace")), path.stat().st_mtime_ns
+@dataclass(frozen=True)
+class FileList:
+    """The files of a distribution by its own list, and when that was written."""
+
+    name: str
+    files: list[Listed]
+    written_ns: int
 
 
-def read_edits(environment: Path) -> dict[str, Edited]:
-    """The distributions of an environment with files that are no longer as installed."""
+def read_lists(environment: Path) -> list[FileList]:
+    """The lists of all distributions that have one."""
     place = site_packages(environment)
-    found = {}
-    for name, files, installed_ns in _lists(place) if place else ():
-        edited = edited_files(place, files, installed_ns)
-        if edited:
-            found[name] = Edited(edited, _edit_digest(place, edited))
+    found = []
+    for entry in sorted(os.listdir(place)) if place else ():
+        known = distribution(entry)
+        if place and known is not None:
+            with contextlib.suppress(OSError):
+                path = place / entry / "RECORD"
+                text = path.read_text(encoding="utf-8", errors="replace")
+                found.append(FileList(known[0], listed_files(text), path.stat().st_mtime_ns))
     return found
 
 
-def read_contents(environment: Path) -> dict[str, str]:
-    """The digest of what each distribution consists of, by its list of files."""
+def read_edits(environment: Path, lists: Sequence[FileList] | None = None) -> dict[str, Edited]:
+    """The distributions of an environment with files that are no longer as installed."""
     place = site_packages(environment)
-    return {name: content_digest(files) for name, files, _when in _lists(place)} if place else {}
+    found = {}
+    for item in (read_lists(environment) if lists is None else lists) if place else ():
+        edited = edited_files(place, item.files, item.written_ns)
+        if edited:
+            found[item.name] = Edited(edited, _edit_digest(place, edited))
+    return found
 
 
-def read_changes(environment: Path, record: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+def read_changes(
+    environment: Path, record: Mapping[str, Any], lists: Sequence[FileList], contents: Mapping[str, str]
+) -> dict[str, dict[str, Any]]:
     """What other hands did to distributions since they were installed; their versions may tell nothing of it."""
     found: dict[str, dict[str, Any]] = {}
     before: Mapping[str, str] = record.get("entries") or {}
-    contents = read_contents(environment)
     for entry, digest in fingerprint(environment).items():
         known = distribution(entry)
         if known and before.get(entry, digest) != digest:
             found[known[0]] = {"how": "reinstalled", "digest": contents.get(known[0], "")[:8], "files": []}
-    for name, edited in read_edits(environment).items():
+    for name, edited in read_edits(environment, lists).items():
         found[name] = {"how": "edited", "digest": edited.digest, "files": edited.files[:_SHOWN_FILES]}
     return dict(sorted(found.items()))
 
 
-def read_strays(environment: Path, record: Mapping[str, Any]) -> list[str]:
+def read_strays(environment: Path, record: Mapping[str, Any], lists: Sequence[FileList]) -> list[str]:
     """What lies among the packages, belongs to none of them, and was not there when the environment was built."""
-    place = site_packages(environment)
-    if place is None or not record.get("entries"):
+    if not record.get("entries"):
         return []
-    owned = {item.path.partition("/")[0] for _name, files, _when in _lists(place) for item in files}
+    owned = {item.path.partition("/")[0] for one in lists for item in one.files}
     strays = fingerprint(environment).keys() - record["entries"].keys() - owned
     return sorted(entry for entry in strays if distribution(entry) is None)
 
@@ -507,6 +513,8 @@ def read_versions(venv: Path, root: Path = Path("/")) -> dict[str, Any]:
     environment = Path(os.path.realpath(venv))
     packages = distributions(environment)
     record = read_record(environment)
+    lists = read_lists(environment)
+    contents = {item.name: content_digest(item.files) for item in lists}
     return {
         "venv": str(venv),
         "path": str(environment),
@@ -516,9 +524,9 @@ def read_versions(venv: Path, root: Path = Path("/")) -> dict[str, Any]:
         "python": python_version(environment / "bin" / "python"),
         "interpreter": os.path.realpath(environment / "bin" / "python"),
         "packages": packages,
-        "contents": read_contents(environment),
-        "changed": read_changes(environment, record),
-        "strays": read_strays(environment, record),
+        "contents": contents,
+        "changed": read_changes(environment, record, lists, contents),
+        "strays": read_strays(environment, record, lists),
         "sources": read_sources(environment),
         "system": system_versions(packages, root, environment),
     }

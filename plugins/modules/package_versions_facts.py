@@ -81,7 +81,7 @@ ansible_facts:
           type: str
           sample: smoke.txt
         wheels:
-          description: Digest of the wheels that it was built from. Empty where that is not known.
+          description: Digest of the wheels in it that the lock has no hash of. Empty where there are none.
           type: str
         python:
           description: Full version of Python.

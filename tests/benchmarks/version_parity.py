@@ -80,8 +80,7 @@ def main() -> None:
         (lambda: _parity.failure(_parity.compare(hosts)), lambda: [json.loads(text) for text in texts]),
         options.rounds,
     )
-    place = _versions.site_packages(options.environment)
-    files = sum(len(listed) for _name, listed, _when in _versions._lists(place)) if place else 0
+    files = sum(len(item.files) for item in _versions.read_lists(options.environment))
     print(f"one environment, {len(facts['packages'])} packages, {files} files")
     compared(
         ("all facts, every file looked at", "names and versions by importlib.metadata"),

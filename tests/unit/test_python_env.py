@@ -22,6 +22,7 @@ from ansible_collections.metalray.cluster.plugins.module_utils import _lock as l
 from ansible_collections.metalray.cluster.plugins.module_utils import _python_env as env
 from ansible_collections.metalray.cluster.plugins.module_utils import _pythons as interpreters
 from ansible_collections.metalray.cluster.plugins.module_utils import _uv as tools
+from ansible_collections.metalray.cluster.plugins.module_utils._ray_supervisor import fingerprint
 
 ROOT = Path(__file__).resolve().parents[2]
 ROLE = ROOT / "roles" / "python_env"
@@ -347,6 +348,25 @@ def test_first_build_and_then_nothing(node: Node) -> None:
     assert (second.changed, second.drift, second.diff) == (False, [], None)
     assert (second.target, second.packages) == (first.target, first.packages)
     assert len(node.calls) == done == 3
+
+
+def test_ray_has_a_reason_to_restart_with_another_environment_and_only_then(node: Node) -> None:
+    """Its unit depends on where the link leads (``ray_venv`` in ``_ray_depends`` of the role ray)."""
+
+    def started_with() -> str:
+        return fingerprint([str(node.settings.venv)])
+
+    node.ensure()
+    first = started_with()
+    node.ensure()
+    # The same lock in other words is the same environment.
+    node.ensure(lock="# made again\n" + lock_of(six="1.17.0", ray="2.60.0"))
+    assert started_with() == first
+    node.ensure(lock=lock_of(ray="2.61.0"))
+    assert started_with() != first
+    # Back to what is still there: a switch without a build.
+    assert not node.ensure().built
+    assert started_with() == first
 
 
 def test_a_build_takes_locked_wheels_only(node: Node) -> None:

@@ -184,12 +184,12 @@ def test_a_lost_file_and_an_edited_program_are_edits(environment: Path) -> None:
 
 def test_the_same_version_from_elsewhere_is_seen_by_the_record(environment: Path, tmp_path: Path) -> None:
     recorded(environment)
-    before = versions.read_contents(environment)
+    before = versions.read_versions(environment)["contents"]
     environments.install(
         environment, environments.wheel(tmp_path / "other", "click", "1.0", {"click/more.py": "x = 1\n"})
     )
     assert versions.read_versions(environment)["changed"]["click"]["how"] == "reinstalled"
-    after = versions.read_contents(environment)
+    after = versions.read_versions(environment)["contents"]
     assert after["click"] != before["click"] and after["six"] == before["six"]
 
 
@@ -199,7 +199,7 @@ def test_the_content_does_not_depend_on_where_the_environment_is(environment: Pa
     assert (place_of(other) / "click-1.0.dist-info/RECORD").read_text() != (
         place_of(environment) / "click-1.0.dist-info/RECORD"
     ).read_text()
-    assert versions.read_contents(other) == versions.read_contents(environment)
+    assert versions.read_versions(other)["contents"] == versions.read_versions(environment)["contents"]
 
 
 def test_a_stray_module_is_named(environment: Path) -> None:
