@@ -12,6 +12,7 @@ from ansible.utils.display import Display
 
 from ..module_utils._plan import make_plan
 from ..plugin_utils._action import ControllerAction, to_mend
+from ..plugin_utils._pyproject import problems_of
 from ..plugin_utils._settings import read_settings, read_specs
 
 _ARGUMENTS: dict[str, dict[str, Any]] = {"fact": {"type": "str", "default": "cluster_plan"}}
@@ -38,6 +39,8 @@ class ActionModule(ControllerAction):
             if "metalray_node" in (facts := hostvars[host].get("ansible_facts", {}))
         }
         plan, problems = make_plan(groups, nodes, settings, specs, _display.warning, lambda tag: runs(tag, task_vars))
+        if runs("python_env", task_vars):
+            problems += problems_of(settings)
         if problems:
             return to_mend("Nothing was changed", problems)
         return {"ansible_facts": {arguments["fact"]: plan}}

@@ -15,7 +15,7 @@ from ..module_utils._env_lint import render_findings
 from ..module_utils._network_plan import check_facts, fingerprint, make_members, make_network_plan
 from ..module_utils._plan import plan_addresses
 from ..plugin_utils._action import ControllerAction, refused, to_mend
-from ..plugin_utils._settings import load_catalogue, read_specs, with_defaults
+from ..plugin_utils._settings import load_catalogue, read_settings, read_specs, with_defaults
 
 _VARIABLES = ("network_env_", "cluster_interface", "cluster_cidr")
 _ARGUMENTS: dict[str, dict[str, Any]] = {
@@ -27,8 +27,11 @@ _display = Display()
 
 def _source_name(hostvars: Any) -> str:
     """As the role ``python_env`` names the source's directory."""
-    url = str(hostvars.get("python_env_source_url") or "")
-    return str(hostvars.get("python_env_source_name") or splitext(basename(url))[0])
+    names = ("python_env_profile", "python_env_source_url", "python_env_source_name")
+    values = read_settings(hostvars, {name: spec for name, spec in read_specs().items() if name in names}).values
+    return str(
+        values.get("python_env_source_name") or splitext(basename(str(values.get("python_env_source_url") or "")))[0]
+    )
 
 
 class ActionModule(ControllerAction):

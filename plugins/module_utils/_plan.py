@@ -176,22 +176,40 @@ def check_meaning(host: str, values: Mapping[str, Any], networks: Iterable[str])
             parse_networks(values.get(name) or [], name)
         except FirewallError as error:
             problems.append(f"{host}: {error}")
-    lock = values.get("python_env_lock")
-    if lock and not os.path.isfile(lock):
-        problems.append(
-            f"{host}: python_env_lock is '{lock}', and there is no such file on the controller. Correct the path"
-        )
-    if values.get("python_env_profile") == "custom" and not lock:
-        problems.append(
-            f"{host}: python_env_profile is 'custom', and python_env_lock is not set. Name the lock that you made with "
-            "'uv pip compile --generate-hashes'"
-        )
-    if values.get("python_env_source_url") and not values.get("python_env_source_version"):
-        problems.append(
-            f"{host}: python_env_source_url is set, and python_env_source_version is not. Give it a commit or a tag"
-        )
+    problems += [f"{host}: {problem}" for problem in _check_environment(values)]
     if values.get("training_job") == "command" and not str(values.get("training_command") or "").strip():
         problems.append(f"{host}: training_job is 'command', and training_command is empty. Give it a shell command")
+    return problems
+
+
+def _check_environment(values: Mapping[str, Any]) -> list[str]:
+    problems = []
+    lock, project = values.get("python_env_lock"), values.get("python_env_pyproject")
+    custom = values.get("python_env_profile") == "custom"
+    if lock and not os.path.isfile(lock):
+        problems.append(f"python_env_lock is '{lock}', and there is no such file on the controller. Correct the path")
+    if project and not custom:
+        problems.append(
+            f"python_env_pyproject is '{project}', and python_env_profile is '{values.get('python_env_profile')}'. Set the profile to "
+            "'custom', or take the project out"
+        )
+    elif project and lock:
+        problems.append(
+            f"python_env_lock is '{lock}' and python_env_pyproject is '{project}': the environment has one lock. Set one of them"
+        )
+    elif custom and not lock and not project:
+        problems.append(
+            "python_env_profile is 'custom', and neither python_env_lock nor python_env_pyproject is set. Name the lock that you made "
+            "with 'uv pip compile --generate-hashes', or a pyproject.toml with its uv.lock"
+        )
+    if values.get("python_env_source_url") and not values.get("python_env_source_version"):
+        problems.append("python_env_source_url is set, and python_env_source_version is not. Give it a commit or a tag")
+    paths = check_type_list(values.get("python_env_source_paths") or [])
+    problems += [
+        f"python_env_source_paths names '{path}': allowed are directories inside of the training source, such as '.' or 'src'"
+        for path in map(str, paths)
+        if not path.strip() or path.startswith("/") or {"..", "\n"} & {*path.split("/"), *path}
+    ]
     return problems
 
 

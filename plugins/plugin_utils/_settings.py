@@ -30,8 +30,19 @@ def read_specs(roles: Path = ROLES) -> dict[str, dict[str, Any]]:
     return specs
 
 
+def load_profiles(roles: Path = ROLES) -> dict[str, dict[str, Any]]:
+    """What each profile of the role ``python_env`` sets, by the names of the variables; the lock with its path."""
+    files = roles / "python_env" / "files"
+    profiles = yaml.safe_load((files / "profiles.yml").read_text(encoding="utf-8"))
+    for sets in profiles.values():
+        sets["lock"] = str(files / "locks" / sets["lock"]) if sets["lock"] else ""
+    return {
+        profile: {f"python_env_{name}": value for name, value in sets.items()} for profile, sets in profiles.items()
+    }
+
+
 def read_settings(hostvars: Any, specs: dict[str, dict[str, Any]]) -> Settings:
-    """A host's values of the known variables; one whose expression fails is kept with its reason."""
+    """A host's values of the known variables, its profile's with them; one whose expression fails is kept with its reason."""
     values, unusable = {}, {}
     for name in specs:
         try:
@@ -39,6 +50,11 @@ def read_settings(hostvars: Any, specs: dict[str, dict[str, Any]]) -> Settings:
                 values[name] = hostvars[name]
         except AnsibleError as error:
             unusable[name] = str(error).splitlines()[0]
+    if "python_env_profile" in specs:
+        profile = values.get("python_env_profile", specs["python_env_profile"].get("default"))
+        for name, value in load_profiles().get(str(profile), {}).items():
+            if name in specs and name not in unusable:
+                values.setdefault(name, value)
     return Settings(values, unusable, sorted(set(map(str, hostvars)) - set(specs)))
 
 

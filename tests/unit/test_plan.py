@@ -30,6 +30,8 @@ SPECS = {
     "firewall_allowed_networks": {"type": "list", "elements": "str", "default": []},
     "python_env_profile": {"type": "str", "choices": ["smoke", "custom"], "default": "smoke"},
     "python_env_lock": {"type": "path"},
+    "python_env_pyproject": {"type": "str", "default": ""},
+    "python_env_source_paths": {"type": "list", "elements": "str"},
     "python_env_source_url": {"type": "str", "default": ""},
     "python_env_source_version": {"type": "str", "default": ""},
     "training_job": {"type": "str", "choices": ["smoke", "command", "none"], "default": "smoke"},
@@ -196,7 +198,18 @@ def test_a_wrong_value_is_named_with_host_and_what_is_allowed(cluster, values, s
             {"python_env_lock": "/no/such/lock.txt"},
             "b: python_env_lock is '/no/such/lock.txt', and there is no such file",
         ),
-        ({"python_env_profile": "custom"}, "b: python_env_profile is 'custom', and python_env_lock is not set"),
+        (
+            {"python_env_profile": "custom"},
+            "b: python_env_profile is 'custom', and neither python_env_lock nor python_env_pyproject is set",
+        ),
+        ({"python_env_pyproject": "/p"}, "b: python_env_pyproject is '/p', and python_env_profile is 'smoke'"),
+        (
+            {"python_env_profile": "custom", "python_env_pyproject": "/p", "python_env_lock": __file__},
+            "the environment has one lock",
+        ),
+        ({"python_env_source_paths": ["ok", "a/../.."]}, "b: python_env_source_paths names 'a/../..'"),
+        ({"python_env_source_paths": ["/mnt"]}, "b: python_env_source_paths names '/mnt'"),
+        ({"python_env_source_paths": ["a\nimport os"]}, "b: python_env_source_paths names"),
         (
             {"python_env_source_url": "https://git.example/x"},
             "b: python_env_source_url is set, and python_env_source_version is not",
