@@ -16,8 +16,8 @@ from ansible.utils.display import Display
 from ..module_utils._ray import clock
 
 ROUND_SECONDS = 10
-# Without news, say at least this often that the job is still there.
-HEARTBEAT_SECONDS = 30
+# At least this often the status, the time and the job's own progress are said, whatever its log says.
+STATUS_SECONDS = 30
 # Keys that the module tells this plugin, and nobody else.
 INTERNAL = ("finished", "offset", "lines", "unshown", "reason", "unreachable_dashboard")
 
@@ -27,10 +27,9 @@ class Reporter:
 
     def __init__(self, show: Callable[[str], None], host: str, show_log: bool, now: Callable[[], float]) -> None:
         self._show, self._host, self._show_log, self._now = show, host, show_log, now
-        self._said_at, self._status, self.progress = -float("inf"), "", ""
+        self._told_at, self._status, self.progress = -float("inf"), "", ""
 
     def say(self, text: str) -> None:
-        self._said_at = self._now()
         self._show(f"[{self._host}] {text}")
 
     def round(self, news: dict[str, Any]) -> None:
@@ -42,8 +41,8 @@ class Reporter:
             for line in lines:
                 self.say(f"  | {line}")
         moved = news["status"] != self._status or (lines and self.progress and not self._show_log)
-        if moved or self._now() - self._said_at >= HEARTBEAT_SECONDS:
-            self._status = news["status"]
+        if moved or self._now() - self._told_at >= STATUS_SECONDS:
+            self._told_at, self._status = self._now(), news["status"]
             tail = f"  {self.progress}" if self.progress else ""
             self.say(f"{news.get('submission_id', '')} {news['status']} {clock(news.get('elapsed') or 0)}{tail}")
 
@@ -64,7 +63,8 @@ class ActionModule(ActionBase):
         waits = _option(arguments, "wait", True) and _option(arguments, "state", "present") in ("present", "attached")
         if over or self._task.check_mode or not waits:
             return _public(first)
-        return _public(self._follow(first, arguments, task_vars))
+        ended = self._follow(first, arguments, task_vars)
+        return _public({**ended, **{key: first[key] for key in ("diff",) if key in first}})
 
     def _module(self, arguments: dict[str, Any], task_vars: dict[str, Any]) -> dict[str, Any]:
         return self._execute_module(module_name="metalray.cluster.ray_job", module_args=arguments, task_vars=task_vars)

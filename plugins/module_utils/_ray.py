@@ -11,10 +11,12 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -29,6 +31,8 @@ LIVE = ("PENDING", "RUNNING")
 # The state API gives no more than this in one answer, and 100 unless asked.
 NODE_LIMIT = 10000
 LOG_CHUNK = 256 * 1024
+# How long Ray may take to notice that a node is gone, in seconds.
+NODE_GRACE = 60
 
 
 class RayError(Exception):
@@ -118,6 +122,11 @@ class RayClient:
         answer = self.call("GET", f"/api/v0/nodes?detail=1&limit={NODE_LIMIT}")
         return answer["data"]["result"]["result"]
 
+    def raylets(self) -> list[dict[str, Any]]:
+        """Every node's daemon, with the name of its host and its port."""
+        summary = self.call("GET", "/nodes?view=summary")["data"]["summary"]
+        return [node["raylet"] for node in summary if (node.get("raylet") or {}).get("nodeManagerAddress")]
+
     def usage(self) -> dict[str, dict[str, list[float]]]:
         """Node id -> resource -> [used, total]; empty until Ray's monitor has reported for the first time."""
         status = self.call("GET", "/api/cluster_status")["data"].get("clusterStatus") or {}
@@ -128,8 +137,12 @@ class RayClient:
 
     # Jobs
 
+    def all_jobs(self) -> list[dict[str, Any]]:
+        """Submitted ones, and drivers that somebody started by hand on a node."""
+        return self.call("GET", "/api/jobs/")
+
     def jobs(self) -> list[dict[str, Any]]:
-        return [job for job in self.call("GET", "/api/jobs/") if job.get("submission_id")]
+        return [job for job in self.all_jobs() if job.get("submission_id")]
 
     def job(self, submission_id: str) -> dict[str, Any]:
         return self.call("GET", f"/api/jobs/{urllib.parse.quote(submission_id, safe='')}")
@@ -163,6 +176,25 @@ class RayClient:
         except (RayError, KeyError, TypeError):
             return None
         return path if os.access(path, os.R_OK) else None
+
+
+def silent_nodes(raylets: Iterable[dict[str, Any]], timeout: float = 3) -> list[str]:
+    """Addresses of nodes that Ray believes alive and that take no connection."""
+
+    def answers(address: tuple[str, int]) -> bool:
+        try:
+            with socket.create_connection(address, timeout=timeout):
+                return True
+        except OSError:
+            return False
+
+    addresses = [
+        (raylet["nodeManagerAddress"], int(raylet["nodeManagerPort"]))
+        for raylet in raylets
+        if raylet["state"] == "ALIVE"
+    ]
+    with ThreadPoolExecutor(max_workers=64) as pool:
+        return [address for (address, _port), answered in zip(addresses, pool.map(answers, addresses)) if not answered]
 
 
 def last_sentence(text: str) -> str:
@@ -295,6 +327,24 @@ def cluster_report(
     return report, compared.problems
 
 
+def lost_nodes(
+    raw: Iterable[dict[str, Any]], silent: Iterable[str], job: dict[str, Any], names: dict[str, str]
+) -> list[str]:
+    """A sentence for each node that was lost while a job ran. ``names`` are those of the inventory, by address."""
+    begin = job.get("start_time") or 0
+    end = (job.get("end_time") or begin) + NODE_GRACE * 1000
+    found: dict[str, str] = {}
+    for node in raw:
+        gone = node.get("end_time_ms") or 0
+        if node["state"] == "DEAD" and begin < gone <= end:
+            after = clock((gone - begin) / 1000)
+            why = f": {node['state_message']}" if node.get("state_message") else ""
+            found[node["node_ip"]] = f"left the cluster {after} after the job began{why}"
+    for address in silent:
+        found.setdefault(address, "does not answer")
+    return [f"metalray: node {names.get(address, address)} ({address}) {what}" for address, what in found.items()]
+
+
 # Jobs: attempts and decisions ---------------------------------------------------------------------------------------
 
 NAME_PATTERN = re.compile(r"[A-Za-z0-9][A-Za-z0-9_-]{0,99}")
@@ -311,6 +361,22 @@ def attempt_number(name: str, submission_id: str) -> int | None:
         return 1
     match = re.fullmatch(re.escape(name) + r"\.([1-9]\d*)", submission_id)
     return int(match.group(1)) if match else None
+
+
+def name_of(submission_id: str) -> str:
+    """The name of the job that an attempt belongs to."""
+    return re.sub(r"\.[1-9]\d*$", "", submission_id)
+
+
+def running_jobs(jobs: Iterable[dict[str, Any]]) -> list[str]:
+    """What runs on the cluster, in words: submission ids, and the processes of drivers that were started by hand."""
+    found = []
+    for job in jobs:
+        if job["status"] in LIVE:
+            driver = job.get("driver_info") or {}
+            by_hand = f"process {driver.get('pid', '?')} on {driver.get('node_ip_address', '?')}, started by hand"
+            found.append(job.get("submission_id") or by_hand)
+    return sorted(found)
 
 
 class Attempt(NamedTuple):
@@ -428,7 +494,7 @@ def read_from(path: str, offset: int | None, complete: bool, chunk: int = LOG_CH
     """What was written to a log since ``offset``, and the offset to go on from.
 
     ``None`` starts near the end. Never more than ``chunk`` bytes: where more has come, the older part is left out. An
-    unfinished last line waits for its end unless the log is ``complete``.
+    unfinished last line waits for its end, or until it is drawn again, unless the log is ``complete``.
     """
     with Path(path).open("rb") as handle:
         size = handle.seek(0, os.SEEK_END)
@@ -446,7 +512,9 @@ def _whole_lines(data: bytes, start: int, skipped: bool, complete: bool) -> tupl
         cut = data.find(b"\n") + 1
         data, start = data[cut:], start + cut
     if not complete:
-        data = data[: data.rfind(b"\n") + 1]
+        end = data.rfind(b"\n") + 1
+        # A progress bar may draw itself again and again in one line: what it drew before the last time is whole.
+        data = data[: max(end, data.rfind(b"\r", end, len(data) - 1))]
     return data, start + len(data)
 
 
@@ -478,6 +546,11 @@ def mask(text: str, secrets: Iterable[str]) -> str:
     return text
 
 
+# A job's own progress line: "epoch 3/10 …", "step:12 - …" as verl prints it, the dictionary of transformers' Trainer, a bar of
+# tqdm with its name.
+PROGRESS_PATTERN = r"(?i)\b(?:epoch|step|global_step|iteration)\b[ :=\[]*\d+|\{'(?:loss|train_loss)': |(?:[a-z][\w .-]{0,60}: +)?\d{1,3}%\|"
+
+
 def last_match(lines: Iterable[str], pattern: str) -> str:
     """The job's own progress line: the last one that matches, from the match on, so that Ray's prefix is left out."""
     expression, found = re.compile(pattern), ""
@@ -493,152 +566,3 @@ def clock(seconds: float) -> str:
     minutes, rest = divmod(int(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
-
-
-# Jobs: why one failed -----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Cause:
-    """A known way to fail: what its log says, what that means, and what mends it."""
-
-    name: str
-    pattern: str
-    summary: str
-    mend: str
-
-
-# In order: a cause stands before its own consequences, so that a dead rank is not reported as the others' time-out.
-CAUSES = (
-    Cause(
-        "secret_missing",
-        r"(?:WANDB_API_KEY|ANTHROPIC_API_KEY|HF_TOKEN)\b.{0,80}(?:not set|must be set|is required|missing)"
-        r"|GatedRepoError|401 Client Error|Invalid (?:API|username|token)",
-        "a key is missing or not accepted",
-        "give the key that the log names to the training role (Ansible Vault or environment) and run --tags training "
-        "again",
-    ),
-    Cause(
-        "out_of_gpu_memory",
-        r"CUDA out of memory|torch\.(?:cuda\.)?OutOfMemoryError|CUDA error: out of memory"
-        r"|No available memory for the cache",
-        "a GPU ran out of memory",
-        "free the GPUs (nvidia-smi shows who holds them) or lower the batch, the sequence length or the memory "
-        "fraction of the inference engine",
-    ),
-    Cause(
-        "out_of_memory",
-        r"OutOfMemoryError: Task was killed|ray\.exceptions\.OutOfMemoryError|[Oo]om-kill|Killed process \d+"
-        r"|low on memory|Cannot allocate memory",
-        "a node ran out of main memory",
-        "see which process took it (dmesg, the log above); use fewer workers a node, or a node with more memory",
-    ),
-    Cause(
-        "no_space",
-        r"No space left on device|Disk quota exceeded|OutOfDiskError|over 9\d(?:\.\d+)?% full",
-        "a disk is full",
-        "see which with df -h on the node that the log names: /tmp/ray, /dev/shm and the shared directory fill first",
-    ),
-    Cause(
-        "too_many_open_files",
-        r"Too many open files|EMFILE",
-        "a process reached its limit of open files",
-        "raise limits_nofile and run --tags limits,ray: Ray takes the limit over when it starts",
-    ),
-    Cause(
-        "aimv2",
-        r"['\"]?aimv2['\"]? is already used by a Transformers config",
-        "transformers 4.54 and later clash with vllm before 0.10",
-        "pin transformers==4.51.3 in the lock, run --tags python_env,versions, and never sync by hand",
-    ),
-    Cause(
-        "version_mismatch",
-        r"[Vv]ersion mismatch|Can't get attribute .* on <module|undefined symbol:.*\b(?:_Z|c10|flash)",
-        "the nodes, or packages on one node, do not fit together",
-        "run --tags versions: it names the odd node and package; --tags python_env,ray brings them together",
-    ),
-    Cause(
-        "local_cluster",
-        r"actor_names.{0,40}empty|failed to get register_center_actor|Started a local Ray instance",
-        "a process started a Ray of its own instead of joining the cluster",
-        "RAY_ADDRESS must be in the environment of every process: run --tags network_env,ray and train again",
-    ),
-    Cause(
-        "not_enough_gpus",
-        r"Total available GPUs [\d.]+ is less than total desired GPUs|GPUs? are needed, [\d.]+ are free"
-        r"|\d+ workers are wanted, but the cluster has",
-        "the job wants more GPUs than the cluster has free",
-        "bring the missing node back (--tags ray), stop the job that holds GPUs, or choose a smaller preset",
-    ),
-    Cause(
-        "resources",
-        r"[Nn]o available node|cannot be scheduled|Timed out waiting for .{0,60}placement"
-        r"|PlacementGroupSchedulingFailed|CPUs are needed, [\d.]+ are free"
-        r"|JOB_SUPERVISOR_ACTOR_(?:UNSCHEDULABLE|START_TIMEOUT)"
-        r"|WorkerGroupStartupTimeoutError",
-        "the cluster cannot give the resources that the job asks for",
-        "compare ray status on the head with the request; a node that is away comes back with --tags ray",
-    ),
-    Cause(
-        "runtime_env",
-        r"Failed to merge the Job's runtime env|RuntimeEnvSetupError|RUNTIME_ENV_SETUP_FAILURE",
-        "Ray could not make the environment of the job",
-        "set a variable either in the job's environment or in the program's own ray.init(), not in both",
-    ),
-    Cause(
-        "node_lost",
-        r"ActorDiedError|ActorUnavailableError|NodeDiedError|WorkerCrashedError|Owner's node has crashed"
-        r"|gloo/transport.{0,120}Connection (?:reset|closed) by peer"
-        r"|node .{0,80}(?:died|was terminated|marked dead)|[Tt]he actor (?:is )?died",
-        "a worker process or its node died in mid-run",
-        "see on the node that the log names: journalctl -u metalray-worker -n 50 and dmesg; bring it back with --tags "
-        "ray and train again: the job goes on from its last checkpoint",
-    ),
-    Cause(
-        "gloo_connect",
-        r"connectFullMesh|[Gg]loo.{0,200}(?:Connection refused|Unable to find address|[Tt]imed out connecting)",
-        "the nodes cannot reach each other through the interface that Gloo uses",
-        "run --tags network_env,firewall,ray: GLOO_SOCKET_IFNAME must name the cluster's interface on each node, and "
-        "Ray must be started after it was set",
-    ),
-    Cause(
-        "nccl_interface",
-        r"Bootstrap : no socket interface found|NCCL.{0,200}(?:No route to host|Connection refused)"
-        r"|ncclInvalidUsage.{0,200}interface",
-        "NCCL cannot reach the other nodes through the interface it uses",
-        "run --tags network_env,firewall,ray: NCCL_SOCKET_IFNAME must name the cluster's interface on each node",
-    ),
-    Cause(
-        "nccl_timeout",
-        r"Watchdog caught collective operation timeout|NCCL.{0,80}[Tt]imeout|ProcessGroupNCCL.{0,200}timed out"
-        r"|ncclRemoteError|ncclSystemError|NCCL error",
-        "a collective operation between GPUs did not end",
-        "mostly another rank failed before: read the first error in the log, not the time-out; if there is none, test "
-        "the fabric and the firewall (--tags network_env,firewall)",
-    ),
-    Cause(
-        "loss",
-        r"the loss did not fall",
-        "training ran, but learned nothing",
-        "train longer (training_smoke_epochs); if that does not help, a rank computes wrongly: compare versions, GPUs",
-    ),
-    Cause(
-        "module_missing",
-        r"ModuleNotFoundError: No module named",
-        "a Python package is missing in the virtual environment",
-        "add it to the lock and run --tags python_env",
-    ),
-    Cause(
-        "file_missing",
-        r"No such file or directory|FileNotFoundError",
-        "a file that the job needs is not there",
-        "relative paths start at the shared directory; it must be mounted on every node (--tags nfs)",
-    ),
-)
-_COMPILED = tuple((re.compile(cause.pattern), cause) for cause in CAUSES)
-
-
-def classify(*texts: str) -> Cause | None:
-    """The known cause that the texts show, or None."""
-    text = "\n".join(texts)
-    return next((cause for expression, cause in _COMPILED if expression.search(text)), None)

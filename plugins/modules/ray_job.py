@@ -28,8 +28,8 @@ attributes:
     description: Says whether it would submit, stop or delete. Does not wait. A cluster that is not there yet is no
       error.
   diff_mode:
-    support: none
-    description: A job has no text to compare.
+    support: full
+    description: Shows the attempts and their states, and of a new one what is submitted.
   idempotent:
     support: full
     description: A job that succeeded is not run again, one that runs is attached to.
@@ -38,9 +38,11 @@ attributes:
     description: Ray runs the job in the background. Use O(wait=false) to leave it there.
 options:
   name:
-    description: Name of the job, of letters, digits, C(_) and C(-). Put into it what makes the job another one.
+    description:
+      - Name of the job, of letters, digits, C(_) and C(-). Put into it what makes the job another one.
+      - Needed with O(state=present) and O(state=absent). Without it O(state=attached) takes the job that runs, or the last one,
+        and O(state=stopped) the one that runs; where several run it names them and stops none.
     type: str
-    required: true
     aliases: [submission_id]
   state:
     description:
@@ -124,10 +126,29 @@ options:
     type: int
     default: 25
   progress_pattern:
-    description: Regular expression for the job's own progress lines. The last line that matches is shown beside the
-      status.
+    description:
+      - Regular expression for the job's own progress lines. The last line that matches, from the match on, is shown beside the
+        status.
+      - The default knows C(epoch 3/10 …), C(step 12) and C(iteration 12), C(step:12 - …) as verl prints it,
+        the dictionaries of transformers' Trainer, and the bars of tqdm, which need no new line to be seen.
     type: str
-    default: '(?i)\b(epoch|step|iteration)\b[ :=]*\d+'
+    default: '(?i)\b(?:epoch|step|global_step|iteration)\b[ :=\[]*\d+|\{''(?:loss|train_loss)'': |(?:[a-z][\w .-]{0,60}: +)?\d{1,3}%\|'
+  nodes:
+    description:
+      - The nodes of the cluster, so that one that is lost while the job runs is told by its name. Without it, by the name of its
+        host.
+    type: list
+    elements: dict
+    default: []
+    suboptions:
+      name:
+        description: Its name.
+        type: str
+        required: true
+      address:
+        description: Its address in the cluster.
+        type: str
+        required: true
   secret_files:
     description:
       - Files on the head, of C(NAME=value) lines, whose values are replaced by asterisks in everything that is printed
@@ -175,10 +196,9 @@ EXAMPLES = r"""
     name: pretrain
     state: attached
 
-- name: Stop it
+- name: Stop what runs, and say which job it was
   become: true
   metalray.cluster.ray_job:
-    name: pretrain
     state: stopped
 """
 
@@ -227,12 +247,22 @@ cause:
   returned: on a failure with a known cause
   type: str
   sample: too_many_open_files
+evidence:
+  description: The line of the log, or what is known of the nodes, that shows the cause.
+  returned: on a failure with a known cause
+  type: str
+  sample: "OSError: [Errno 24] Too many open files"
 mend:
   description: What mends it.
   returned: on a failure with a known cause
   type: str
+first_error:
+  description: The first line of the log that tells of an error.
+  returned: on a failure, where there is one
+  type: str
 """
 
+import json
 import os
 import re
 import time
@@ -241,10 +271,15 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
+from ..module_utils._job_failures import classify, first_error
 from ..module_utils._ray import (
     CONNECTION_ARGUMENTS,
     LIVE,
+    LOG_CHUNK,
     NAME_PATTERN,
+    NODE_GRACE,
+    PROGRESS_PATTERN,
+    Attempt,
     RayClient,
     RayError,
     RayNotFound,
@@ -252,18 +287,20 @@ from ..module_utils._ray import (
     attempt_id,
     attempt_number,
     attempts_of,
-    classify,
     clean_lines,
     clock,
     decide,
     elapsed_seconds,
     last_match,
+    lost_nodes,
     mask,
+    name_of,
     ray_message,
     read_from,
     read_result,
     result_attempt,
     secret_values,
+    silent_nodes,
     slice_from,
     succeeded,
 )
@@ -272,6 +309,8 @@ from ..module_utils._ray import (
 STOP_SECONDS = 60
 # A shared directory may show a file some seconds late.
 RESULT_SECONDS = 5
+# Of a failed job this much of the log is searched for the cause.
+FAILURE_CHUNK = 2 * 1024 * 1024
 
 
 class Job:
@@ -281,7 +320,8 @@ class Job:
         self.module = module
         self.params = module.params
         self.client = client
-        self.name: str = module.params["name"]
+        follow = module.params["follow"]
+        self.name: str = module.params["name"] or (name_of(follow["attempt"]) if follow else "")
         self.secrets = [*secret_values(self._secret_texts()), *([client.token] if client.token else [])]
 
     def _secret_texts(self) -> list[str]:
@@ -324,17 +364,20 @@ class Job:
         }
 
     def new_log(
-        self, info: dict[str, Any], offset: int | None, complete: bool
-    ) -> tuple[list[str], int | None, str | None]:
-        """New lines of the log, the offset to go on from, and the log's path where it lies on this machine."""
+        self, info: dict[str, Any], offset: int | None, complete: bool, chunk: int = LOG_CHUNK
+    ) -> tuple[list[str], str, int | None, str | None]:
+        """New lines of the log, a line that is still drawn again, the offset to go on from, and the log's path on this machine."""
         path = self.client.log_path(info)
         if path:
-            data, reached = read_from(path, offset, complete)
+            data, reached = read_from(path, offset, complete, chunk)
         elif info.get("driver_node_id"):
-            data, reached = slice_from(self.client.log_text(info["submission_id"]), offset, complete)
+            data, reached = slice_from(self.client.log_text(info["submission_id"]), offset, complete, chunk)
         else:
-            return [], offset, None  # It has not started.
-        return clean_lines(mask(data.decode("utf-8", "replace"), self.secrets)), reached, path
+            return [], "", offset, None  # It has not started.
+        text = mask(data.decode("utf-8", "replace"), self.secrets)
+        lines = clean_lines(text)
+        drawn = lines.pop() if lines and not complete and not text.endswith("\n") else ""
+        return lines, drawn, reached, path
 
     def awaited_result(self, attempt: int) -> dict[str, Any] | None:
         """The result that this attempt wrote."""
@@ -349,7 +392,8 @@ class Job:
 
     def end(self, attempt: int, info: dict[str, Any]) -> dict[str, Any]:
         """The answer for an attempt that has ended; ``failed`` and ``msg`` are set where it did not end well."""
-        lines, _offset, path = self.new_log(info, None, complete=True)
+        chunk = FAILURE_CHUNK if info["status"] == "FAILED" else LOG_CHUNK
+        lines, _drawn, _offset, path = self.new_log(info, None, complete=True, chunk=chunk)
         answer = {
             **self.about(attempt, info),
             "finished": True,
@@ -377,19 +421,36 @@ class Job:
         if status == "STOPPED":
             return {**answer, "failed": True, "msg": f"{label} was stopped after {clock(answer['elapsed'])}"}
         own_words = mask(str(told.get("message") or ""), self.secrets)[:500]
-        cause = classify(own_words, answer["message"], str(info.get("error_type") or ""), "\n".join(lines))
-        message = (
-            f"{label} failed after {clock(answer['elapsed'])}: {own_words or answer['message'] or 'no reason given'}"
-        )
-        if cause:
-            answer.update(cause=cause.name, mend=cause.mend)
-            message = f"{message.rstrip('.')}. Known cause: {cause.summary}. Mend: {cause.mend}"
+        why = own_words or answer["message"] or "no reason given"
+        message = f"{label} failed after {clock(answer['elapsed'])}: {why.rstrip('.')}."
+        facts = self.facts(info)
+        finding = classify(lines, [own_words, answer["message"], str(info.get("error_type") or "")], facts)
+        first = first_error(lines)
+        if first:
+            answer["first_error"] = first
+        if finding:
+            cause, evidence = finding.cause, finding.evidence.removeprefix("metalray: ")
+            answer.update(cause=cause.name, evidence=evidence, mend=cause.mend)
+            message += f" Known cause: {cause.summary} ({evidence}). Mend: {cause.mend}."
+        if first and first not in message and (not finding or finding.cause.consequence):
+            message += f" The first error in its log: {first}."
         where = (
             f"the whole log is {path} on the head"
             if path
             else f"for the whole log: ray job logs {answer['submission_id']}"
         )
-        return {**answer, "failed": True, "msg": f"{message}. Its last lines are in 'log'; {where}"}
+        return {**answer, "failed": True, "msg": f"{message} Its last lines are in 'log'; {where}"}
+
+    def facts(self, info: dict[str, Any]) -> list[str]:
+        """What is known of the nodes since the job began, as far as Ray can be asked."""
+        fresh = time.time() - (info.get("end_time") or 0) / 1000 < NODE_GRACE
+        try:
+            raylets = self.client.raylets()
+            names = {raylet["nodeManagerAddress"]: raylet.get("nodeManagerHostname", "") for raylet in raylets}
+            names.update((node["address"], node["name"]) for node in self.params["nodes"])
+            return lost_nodes(self.client.nodes(), silent_nodes(raylets) if fresh else [], info, names)
+        except (RayError, KeyError, TypeError, ValueError):
+            return []
 
     # What to do
 
@@ -419,6 +480,8 @@ class Job:
             return {"changed": False, **ended}
         if decision.action == "attach":
             return {"changed": False, "reason": decision.reason, **self.about(decision.attempt, attempts[-1].job)}
+        body = self.submission(submission_id)
+        diff = self.diff(attempts[-1:], f"{submission_id}: submitted\n{as_yaml(body)}")
         if self.module.check_mode:
             return {
                 "changed": True,
@@ -426,12 +489,28 @@ class Job:
                 "status": attempts[-1].status if attempts else "ABSENT",
                 "attempts": len(attempts),
                 "msg": f"would submit {submission_id}: {decision.reason}",
+                "diff": diff,
             }
-        self.submit(submission_id)
+        self.client.submit(body)
         info = self.client.job(submission_id)
-        return {"changed": True, "reason": decision.reason, "offset": 0, **self.about(decision.attempt, info)}
+        return {
+            "changed": True,
+            "reason": decision.reason,
+            "offset": 0,
+            "diff": diff,
+            **self.about(decision.attempt, info),
+        }
 
-    def submit(self, submission_id: str) -> None:
+    def diff(self, before: list[Attempt], after: str) -> dict[str, str]:
+        states = "".join(f"{attempt_id(self.name, attempt.number)}: {attempt.status}\n" for attempt in before)
+        return {
+            "before_header": "job",
+            "after_header": "job",
+            "before": states,
+            "after": mask(after, self.secrets),
+        }
+
+    def submission(self, submission_id: str) -> dict[str, Any]:
         params = self.params
         own = {"METALRAY_SUBMISSION_ID": submission_id}
         if params["result_file"]:
@@ -448,13 +527,27 @@ class Job:
         for option in ("entrypoint_num_cpus", "entrypoint_num_gpus"):
             if params[option]:
                 body[option] = params[option]
-        self.client.submit(body)
+        return body
 
     def newest(self) -> dict[str, Any]:
         """For ``state=attached``."""
-        attempts = attempts_of(self.name, self.client.jobs())
+        if not self.name:
+            jobs = sorted(self.client.jobs(), key=lambda job: (job["status"] in LIVE, job.get("start_time") or 0))
+            if not jobs:
+                return {
+                    "failed": True,
+                    "status": "ABSENT",
+                    "attempts": 0,
+                    "msg": "Ray knows no job: none was submitted, or Ray was restarted on the head since",
+                }
+            others = [job["submission_id"] for job in jobs[:-1] if job["status"] in LIVE]
+            self.name = name_of(jobs[-1]["submission_id"])
+            reason = f"the last of those that run, beside {', '.join(others)}" if others else ""
+        else:
+            jobs, reason = self.client.jobs(), ""
+        attempts = attempts_of(self.name, jobs)
         if attempts:
-            return {"changed": False, **self.about(attempts[-1].number, attempts[-1].job)}
+            return {"changed": False, "reason": reason, **self.about(attempts[-1].number, attempts[-1].job)}
         result = read_result(self.params["result_file"])
         attempt = result_attempt(self.name, result)
         if attempt and succeeded(result):
@@ -467,15 +560,31 @@ class Job:
         }
 
     def stopped(self) -> dict[str, Any]:
-        attempts = attempts_of(self.name, self.client.jobs())
-        if not attempts:
-            return {"changed": False, "finished": True, "status": "ABSENT", "attempts": 0}
-        newest, info = attempts[-1], attempts[-1].job
+        jobs = self.client.jobs()
+        if not self.name:
+            running = sorted(job["submission_id"] for job in jobs if job["status"] in LIVE)
+            if len(running) > 1:
+                return {
+                    "failed": True,
+                    "msg": f"{len(running)} jobs run: {', '.join(running)}. None was stopped; say which by its name, "
+                    f"{name_of(running[0])} for the first",
+                }
+            self.name = name_of(running[0]) if running else ""
+        attempts = attempts_of(self.name, jobs)
         live = [attempt for attempt in attempts if attempt.status in LIVE]
-        if live and not self.module.check_mode:
-            for attempt in live:
-                info = self.stop(attempt_id(self.name, attempt.number))
-        return {"changed": bool(live), "finished": True, **self.about(newest.number, info)}
+        if not attempts:
+            return {"changed": False, "finished": True, "status": "ABSENT", "attempts": 0, "msg": "No job runs."}
+        newest, info = attempts[-1], attempts[-1].job
+        answer: dict[str, Any] = {"changed": bool(live), "finished": True}
+        if live:
+            ids = [attempt_id(self.name, attempt.number) for attempt in live]
+            answer["diff"] = self.diff(live, "".join(f"{submission_id}: STOPPED\n" for submission_id in ids))
+            for submission_id in () if self.module.check_mode else ids:
+                info = self.stop(submission_id)
+        answer.update(self.about(newest.number, info))
+        verb = "Would stop" if self.module.check_mode else "Stopped"
+        done = f"{verb} {answer['submission_id']} after {clock(answer['elapsed'])}." if live else "It did not run."
+        return {**answer, "msg": done}
 
     def stop(self, submission_id: str) -> dict[str, Any]:
         self.client.stop(submission_id)
@@ -503,7 +612,8 @@ class Job:
                 if attempt.status in LIVE:
                     self.stop(submission_id)
                 self.client.delete(submission_id)
-        return {"changed": bool(attempts), "finished": True, "status": "ABSENT", "attempts": 0}
+        diff = {"diff": self.diff(attempts, "")} if attempts else {}
+        return {"changed": bool(attempts), "finished": True, "status": "ABSENT", "attempts": 0, **diff}
 
     # One round of following
 
@@ -513,6 +623,7 @@ class Job:
         deadline = time.monotonic() + seconds
         earliest = time.monotonic() + min(2.0, seconds)
         lines: list[str] = []
+        progress = ""
         while True:
             try:
                 info = self.client.job(submission_id)
@@ -531,8 +642,9 @@ class Job:
                     f"ran (journalctl -u metalray-head), or somebody deleted it. Run the same again for a new attempt",
                 }
             ended = info["status"] not in LIVE
-            more, offset, _path = self.new_log(info, offset, ended)
+            more, drawn, offset, _path = self.new_log(info, offset, ended)
             lines += more
+            progress = last_match([*more, drawn], self.params["progress_pattern"]) or progress
             if ended:
                 answer = self.end(attempt, info)
                 break
@@ -541,7 +653,7 @@ class Job:
                 answer = {
                     **self.about(attempt, info),
                     "finished": False,
-                    "progress": last_match(lines, self.params["progress_pattern"]),
+                    "progress": progress,
                 }
                 break
             time.sleep(min(1.0, max(0.05, deadline - now)))
@@ -559,9 +671,14 @@ def as_text(value: Any) -> str:
     return str(value).lower() if isinstance(value, bool) else str(value)
 
 
+def as_yaml(value: Any) -> str:
+    """For a diff: one line a value, nothing left out."""
+    return "".join(f"{name}: {json.dumps(item)}\n" for name, item in value.items() if item not in ({}, None))
+
+
 def check(params: dict[str, Any]) -> str | None:
     """What is wrong with the options, or None."""
-    if not NAME_PATTERN.fullmatch(params["name"]):
+    if params["name"] is not None and not NAME_PATTERN.fullmatch(params["name"]):
         return (
             f"name must be at most 100 letters, digits, '_' and '-', beginning with a letter or digit, "
             f"not '{params['name']}'"
@@ -584,7 +701,7 @@ def main() -> None:
     module = AnsibleModule(
         argument_spec={
             **CONNECTION_ARGUMENTS,
-            "name": {"type": "str", "required": True, "aliases": ["submission_id"]},
+            "name": {"type": "str", "aliases": ["submission_id"]},
             "state": {"type": "str", "choices": ["present", "attached", "stopped", "absent"], "default": "present"},
             "entrypoint": {"type": "str"},
             "env": {"type": "dict", "default": {}},
@@ -600,7 +717,16 @@ def main() -> None:
             "reconnect_timeout": {"type": "int", "default": 600},
             "show_log": {"type": "bool", "default": True},
             "log_lines": {"type": "int", "default": 25},
-            "progress_pattern": {"type": "str", "default": r"(?i)\b(epoch|step|iteration)\b[ :=]*\d+"},
+            "progress_pattern": {"type": "str", "default": PROGRESS_PATTERN},
+            "nodes": {
+                "type": "list",
+                "elements": "dict",
+                "default": [],
+                "options": {
+                    "name": {"type": "str", "required": True},
+                    "address": {"type": "str", "required": True},
+                },
+            },
             "secret_files": {
                 "type": "list",
                 "elements": "path",
@@ -616,7 +742,7 @@ def main() -> None:
                 },
             },
         },
-        required_if=[("state", "present", ["entrypoint"])],
+        required_if=[("state", "present", ["name", "entrypoint"]), ("state", "absent", ["name"])],
         supports_check_mode=True,
     )
     params, follow = module.params, module.params["follow"]

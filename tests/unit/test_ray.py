@@ -121,6 +121,11 @@ class TestAttempts:
     def test_the_id_leads_back(self) -> None:
         assert [ray.attempt_number("a", ray.attempt_id("a", number)) for number in (1, 2, 33)] == [1, 2, 33]
 
+    def test_what_runs_in_words(self) -> None:
+        by_hand = {"type": "DRIVER", "submission_id": None, "driver_info": {"pid": "7", "node_ip_address": "10.0.0.11"}}
+        jobs = [job("b", "RUNNING"), job("a", "PENDING"), job("c", "FAILED"), {**by_hand, "status": "RUNNING"}]
+        assert ray.running_jobs(jobs) == ["a", "b", "process 7 on 10.0.0.11, started by hand"]
+
     def test_only_its_own_in_order(self) -> None:
         jobs = [job("a.10", "FAILED"), job("b", "RUNNING"), job("a", "FAILED"), job("a.9", "STOPPED")]
         assert [attempt.number for attempt in ray.attempts_of("a", jobs)] == [1, 9, 10]
@@ -232,6 +237,25 @@ class TestLog:
         assert ray.last_match(lines, r"\bepoch \d") == "epoch 2/9 loss 1"
         assert ray.last_match(["nothing"], r"epoch \d") == ""
 
+    @pytest.mark.parametrize(
+        ("line", "shown"),
+        [
+            ("(TrainWorker pid=1) epoch 3/10 loss 0.1", "epoch 3/10 loss 0.1"),
+            ("Step 12/100", "Step 12/100"),
+            ("(TaskRunner pid=9) step:12 - actor/loss:0.1", "step:12 - actor/loss:0.1"),
+            ("{'loss': 1.5, 'grad_norm': 2.0, 'epoch': 0.5}", "{'loss': 1.5, 'grad_norm': 2.0, 'epoch': 0.5}"),
+            (
+                "(x pid=1) Training Progress:  10%|# | 1/10 [00:01<00:09]",
+                "Training Progress:  10%|# | 1/10 [00:01<00:09]",
+            ),
+            ("  4%|4         | 4/100", "4%|4         | 4/100"),
+            ("a stepping stone 3", ""),
+            ("50% of nodes", ""),
+        ],
+    )
+    def test_progress_lines_that_are_known(self, line: str, shown: str) -> None:
+        assert ray.last_match([line], ray.PROGRESS_PATTERN) == shown
+
     def test_secrets_are_masked_whole(self) -> None:
         env = 'A_KEY=abcdefgh\nexport B="abcdefgh-longer"\n# C=commented-out-secret\nSHORT=1\nEMPTY=\n'
         secrets = ray.secret_values([env])
@@ -241,57 +265,6 @@ class TestLog:
     @pytest.mark.parametrize(("seconds", "text"), [(0, "0:00"), (61.9, "1:01"), (3723, "1:02:03")])
     def test_clock(self, seconds: float, text: str) -> None:
         assert ray.clock(seconds) == text
-
-
-class TestCause:
-    @pytest.mark.parametrize(
-        ("text", "name"),
-        [
-            ("RuntimeError: Gloo connectFullMesh failed with [../third_party/gloo/...]", "gloo_connect"),
-            ("OSError: [Errno 24] Too many open files: '/dev/shm/x'", "too_many_open_files"),
-            ("ValueError: 'aimv2' is already used by a Transformers config, pick another name.", "aimv2"),
-            ("torch.OutOfMemoryError: CUDA out of memory. Tried to allocate 2.00 GiB", "out_of_gpu_memory"),
-            (
-                "ray.exceptions.OutOfMemoryError: Task was killed due to the node running low on memory.",
-                "out_of_memory",
-            ),
-            ("[Rank 3] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=7)", "nccl_timeout"),
-            (
-                "ValueError: Total available GPUs 8 is less than total desired GPUs 16",
-                "not_enough_gpus",
-            ),
-            ("RuntimeError: Version mismatch: The cluster was started with:", "version_mismatch"),
-            ("OSError: [Errno 28] No space left on device", "no_space"),
-            ("Error: No available node types can fulfill resource request {'GPU': 4.0}.", "resources"),
-            ("JOB_SUPERVISOR_ACTOR_START_TIMEOUT", "resources"),
-            ("ImportError: flash_attn_2_cuda.so: undefined symbol: _ZN3c105Error", "version_mismatch"),
-            ("Bootstrap : no socket interface found", "nccl_interface"),
-            ("gloo/transport/tcp/pair.cc:537] Read error [10.0.0.1]:57: Connection reset by peer.", "node_lost"),
-            ("ray.exceptions.ActorDiedError: The actor died unexpectedly", "node_lost"),
-            ("failed to get register_center_actor", "local_cluster"),
-            ("Failed to merge the Job's runtime env {'env_vars'", "runtime_env"),
-            ("OSError: WANDB_API_KEY environment variable not set", "secret_missing"),
-            ("the loss did not fall: 0.1 in the first epoch", "loss"),
-        ],
-    )
-    def test_known(self, text: str, name: str) -> None:
-        cause = ray.classify("a line before", text, "a line after")
-        assert cause is not None
-        assert cause.name == name
-
-    def test_a_cause_stands_before_its_consequence(self) -> None:
-        log = "Watchdog caught collective operation timeout\nActorDiedError\nCUDA out of memory"
-        cause = ray.classify(log)
-        assert cause is not None
-        assert cause.name == "out_of_gpu_memory"
-
-    def test_unknown(self) -> None:
-        assert ray.classify("Traceback\nValueError: 3", "") is None
-        assert ray.classify("node 1 is fine\nlater something died of boredom") is None
-
-    def test_each_can_be_mended(self) -> None:
-        assert len({cause.name for cause in ray.CAUSES}) == len(ray.CAUSES)
-        assert all(cause.summary and cause.mend and not cause.mend.endswith(".") for cause in ray.CAUSES)
 
 
 class Dashboard(BaseHTTPRequestHandler):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import socket
 import subprocess
 import sys
 import threading
@@ -35,6 +36,8 @@ class Ray:
         self.log = "epoch 1/2\nepoch 2/2\n"
         self.result: dict[str, Any] | None = None
         self.questions = 0
+        self.raylets: list[dict[str, Any]] = []
+        self.nodes: list[dict[str, Any]] = []
 
     def submit(self, body: dict[str, Any]) -> dict[str, Any]:
         self.jobs[body["submission_id"]] = {
@@ -76,6 +79,10 @@ def _cluster(tmp_path: Path) -> Iterator[tuple[str, Ray]]:
             status, value = 200, {}  # type: tuple[int, Any]
             if self.path == "/nodes/n":
                 value = {"data": {"detail": {"raylet": {"sessionDir": str(ray.session)}}}}
+            elif self.path == "/nodes?view=summary":
+                value = {"data": {"summary": [{"raylet": raylet} for raylet in ray.raylets]}}
+            elif parts[:3] == ["api", "v0", "nodes?detail=1&limit=10000"]:
+                value = {"data": {"result": {"result": ray.nodes}}}
             elif self.path == "/api/jobs/":
                 value = ray.submit(json.loads(body)) if self.command == "POST" else list(ray.jobs.values())
             elif parts[2] not in ray.jobs:
@@ -204,6 +211,88 @@ class TestModule:
         assert ray.jobs == {}
         assert run(state="absent")["changed"] is False
         assert "knows no job" in run(state="attached")["msg"]
+
+    def test_without_a_name_it_is_the_one_that_runs(self, cluster: tuple[str, Ray], run: Any) -> None:
+        ray = cluster[1]
+        assert "knows no job" in run(name=None, state="attached")["msg"]
+        assert run(name=None, state="stopped")["msg"] == "No job runs."
+        for name, status in {"b.2": "SUCCEEDED", "c": "RUNNING", "a": "FAILED"}.items():
+            ray.submit({"submission_id": name})
+            ray.jobs[name]["status"] = status
+        assert run(name=None, state="attached")["submission_id"] == "c"
+        assert run(name=None, state="attached", follow={"attempt": "b.2"})["status"] == "SUCCEEDED"
+        would = run(check=True, name=None, state="stopped")
+        assert would["msg"].startswith("Would stop c ") and ray.jobs["c"]["status"] == "RUNNING"
+        stopped = run(name=None, state="stopped")
+        assert stopped["changed"] and stopped["msg"].startswith("Stopped c ")
+        assert stopped["diff"]["before"] == "c: RUNNING\n" and stopped["diff"]["after"] == "c: STOPPED\n"
+        assert run(name=None, state="attached")["submission_id"] == "a"
+
+    def test_of_two_that_run_none_is_stopped_by_guess(self, cluster: tuple[str, Ray], run: Any) -> None:
+        for name in ("b", "a"):
+            cluster[1].submit({"submission_id": name})
+        refused = run(name=None, state="stopped")
+        assert refused["failed"] and "2 jobs run: a, b. None was stopped" in refused["msg"]
+        assert "beside" in run(name=None, state="attached")["reason"]
+
+    def test_the_diff_shows_what_is_submitted_and_no_secret(self, cluster: tuple[str, Ray], run: Any) -> None:
+        would = run(check=True, entrypoint=f"train --key {SECRET}", env={"A": 1})
+        assert would["diff"]["before"] == "" and 'entrypoint: "train --key ********"' in would["diff"]["after"]
+        assert '"A": "1"' in would["diff"]["after"]
+        assert run(entrypoint="train")["diff"]["after"].startswith("a: submitted\n")
+        assert run(state="absent")["diff"] == {
+            "before_header": "job", "after_header": "job", "before": "a: RUNNING\n", "after": "",
+        }  # fmt: skip
+
+    def test_a_bar_that_is_drawn_again_and_again_is_progress_and_no_log(
+        self, cluster: tuple[str, Ray], run: Any
+    ) -> None:
+        ray = cluster[1]
+        ray.log, ray.questions = "begin\nTraining:  10%|#    | 1/10\rTraining:  20%|##   | 2/10\r 30%", -99
+        run()
+        news = run(follow={"attempt": "a", "offset": 0, "seconds": 0})
+        assert (news["lines"], news["progress"]) == (["begin"], "Training:  20%|##   | 2/10")
+        log = ray.session / "logs" / "job-driver-a.log"
+        log.write_text(ray.log + "\rTraining: 100%|#####| 10/10\r\nend\n")
+        news = run(follow={"attempt": "a", "offset": news["offset"], "seconds": 0})
+        assert news["lines"] == ["Training: 100%|#####| 10/10", "end"]
+
+    @pytest.mark.parametrize("given", [[], [{"name": "node3", "address": "10.0.0.13"}]])
+    def test_a_node_that_was_lost_is_named(
+        self, cluster: tuple[str, Ray], run: Any, given: list[dict[str, str]]
+    ) -> None:
+        ray = cluster[1]
+        ray.ends_as, ray.log, ray.questions = "FAILED", "epoch 1/2\nRuntimeError: Connection reset by peer\n", 9
+        run()
+        now = int(time.time() * 1000)
+        gone = {
+            "node_ip": "10.0.0.13",
+            "state": "DEAD",
+            "end_time_ms": now + 500,
+            "state_message": "health check failed",
+        }
+        before = {"node_ip": "10.0.0.14", "state": "DEAD", "end_time_ms": now - 60000, "state_message": "restart"}
+        ray.nodes = [gone, before, {"node_ip": "10.0.0.12", "state": "ALIVE", "end_time_ms": 0}]
+        where = {"nodeManagerHostname": "host3", "nodeManagerPort": 1, "state": "DEAD"}
+        ray.raylets = [{"nodeManagerAddress": "10.0.0.13", **where}]
+        ended = run(follow={"attempt": "a", "offset": 0, "seconds": 0}, nodes=given)
+        name = "node3" if given else "host3"
+        assert ended["cause"] == "node_lost"
+        assert f"node {name} (10.0.0.13) left the cluster 0:00 after the job began: health check failed" in ended["msg"]
+        assert "10.0.0.14" not in ended["msg"] and "last checkpoint" in ended["mend"]
+
+    def test_so_is_one_that_ray_still_believes_alive(self, cluster: tuple[str, Ray], run: Any) -> None:
+        ray = cluster[1]
+        ray.ends_as, ray.log, ray.questions = "FAILED", "RuntimeError: Connection reset by peer\n", 9
+        run()
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            alive = {"state": "ALIVE", "nodeManagerHostname": "host"}
+            ray.raylets = [
+                {**alive, "nodeManagerAddress": "127.0.0.1", "nodeManagerPort": server.getsockname()[1]},
+                {**alive, "nodeManagerAddress": "127.0.0.2", "nodeManagerPort": server.getsockname()[1]},
+            ]
+            ended = run(follow={"attempt": "a", "offset": 0, "seconds": 0})
+        assert ended["evidence"] == "node host (127.0.0.2) does not answer"
 
     def test_a_job_that_ray_lost(self, run: Any) -> None:
         ended = run(follow={"attempt": "a", "seconds": 1})

@@ -9,6 +9,7 @@ import importlib.util
 import json
 import math
 import socket
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -183,3 +184,76 @@ def test_a_place_for_the_result_is_needed(monkeypatch: pytest.MonkeyPatch, capsy
     assert "METALRAY_RESULT_FILE" in capsys.readouterr().err
     monkeypatch.setenv("METALRAY_RESULT_FILE", "/r.json")
     assert smoke.parse(["--storage", "/x"]).result == "/r.json"
+
+
+def save(run: Path, name: str, epoch: int, state: bytes = b"weights" * 999) -> Path:
+    """A checkpoint as a worker saves it, without torch: what is in the state does not matter here."""
+    folder = run / f"checkpoint_{name}"
+    folder.mkdir(parents=True)
+    (folder / smoke.STATE_FILE).write_bytes(state)
+    (folder / smoke.MANIFEST_FILE).write_text(json.dumps(smoke.describe_state(folder, epoch, 1 / epoch)))
+    return folder
+
+
+class TestCheckpoints:
+    def test_the_newest_one_that_leaves_something_to_do(self, tmp_path: Path) -> None:
+        assert smoke.newest_complete(tmp_path / "none", 10) is None
+        older, newer = save(tmp_path, "2026-11-25_09-59", 5), save(tmp_path, "2026-11-25_10-00", 10)
+        assert smoke.newest_complete(tmp_path, 11)[0] == newer
+        assert smoke.newest_complete(tmp_path, 10) == (older, smoke.read_manifest(older))
+        assert smoke.newest_complete(tmp_path, 5) is None
+
+    @pytest.mark.parametrize("kept", [0, 1, 6992, None])
+    @pytest.mark.parametrize("file", ["STATE_FILE", "MANIFEST_FILE"])
+    def test_a_torn_one_is_never_resumed_from(self, tmp_path: Path, file: str, kept: int | None) -> None:
+        whole, torn = save(tmp_path, "1", 5), save(tmp_path, "2", 10)
+        path = torn / getattr(smoke, file)
+        if kept is None:
+            path.unlink()
+        else:
+            path.write_bytes(path.read_bytes()[:-1][:kept])
+        assert smoke.newest_complete(tmp_path, 99)[0] == whole
+        smoke.keep_only(tmp_path, whole)
+        assert list(tmp_path.iterdir()) == [whole]
+
+    def test_a_state_under_the_manifest_of_another_is_none(self, tmp_path: Path) -> None:
+        one, other = save(tmp_path, "1", 5), save(tmp_path, "2", 10, state=b"other")
+        (other / smoke.MANIFEST_FILE).write_bytes((one / smoke.MANIFEST_FILE).read_bytes())
+        (one / smoke.MANIFEST_FILE).write_text('["no manifest"]')
+        assert smoke.newest_complete(tmp_path, 99) is None
+
+    def test_a_copy_that_is_killed_midway(self, tmp_path: Path) -> None:
+        """By a process that copies as Ray Train does, file by file and in pieces, and dies after every piece in turn."""
+        source, run = save(tmp_path, "source", 10), tmp_path / "run"
+        whole = save(run, "1", 5)
+        program = (
+            "import os, sys; from pathlib import Path\n"
+            "left = int(sys.argv[3])\n"
+            "for source in sorted(Path(sys.argv[1]).iterdir(), reverse=True):\n"
+            "    with source.open('rb') as reading, (Path(sys.argv[2]) / source.name).open('wb', 0) as writing:\n"
+            "        for piece in iter(lambda: reading.read(2500), b''):\n"
+            "            left or os.kill(os.getpid(), 9)\n"
+            "            writing.write(piece); left -= 1\n"
+        )
+        chosen = []
+        for pieces in range(5):
+            target = run / f"checkpoint_2-{pieces}"
+            target.mkdir()
+            subprocess.run([sys.executable, "-c", program, source, target, str(pieces)], check=False)
+            chosen.append(smoke.newest_complete(run, 99)[0])
+        assert chosen == [whole] * 4 + [target]
+
+    def test_what_is_to_be_forgotten(self, tmp_path: Path) -> None:
+        smoke.keep_only(tmp_path / "none", None)
+        kept = save(tmp_path, "1", 5)
+        (tmp_path / "checkpoint_manager_snapshot.json").write_text("{")
+        smoke.keep_only(tmp_path, kept)
+        assert list(tmp_path.iterdir()) == [kept]
+        smoke.keep_only(tmp_path, None)
+        assert not list(tmp_path.iterdir())
+
+    def test_a_fresh_start_may_come_from_the_environment(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        asked = ["--storage", "/x", "--result", "/r.json"]
+        assert not smoke.parse(asked).fresh and smoke.parse([*asked, "--fresh"]).fresh
+        monkeypatch.setenv("METALRAY_FRESH", "1")
+        assert smoke.parse(asked).fresh

@@ -8,6 +8,9 @@ fell, an all-reduce summed right on every rank, a checkpoint lies on the shared 
 traffic between ranks used the interface that the node's environment names. It sets no network variable itself: what it
 proves is the environment that the cluster gave it.
 
+A run that was cut off goes on from its newest complete checkpoint, with the same losses that it would have had. Complete is one
+whose state has the digest that its manifest names, so that a half-written one is never read.
+
 By hand, on a node of a running cluster: ``python smoke.py --storage /mnt/shared/checkpoints --result /tmp/smoke.json``
 """
 
@@ -17,6 +20,7 @@ import argparse
 import contextlib
 import dataclasses
 import fcntl
+import hashlib
 import json
 import logging
 import os
@@ -35,6 +39,9 @@ SIOCGIFADDR = 0x8915
 # Offsets of tcpi_bytes_acked and tcpi_bytes_received in the kernel's struct tcp_info (Linux 4.1 and later).
 TCP_INFO_BYTES = 120
 STATE_FILE = "state.pt"
+MANIFEST_FILE = "manifest.json"
+# What the workers get of the arguments.
+LOOP_ARGUMENTS = ("epochs", "samples", "batch", "features", "hidden", "learning_rate", "seed", "checkpoint_every")
 
 
 class SmokeError(Exception):
@@ -151,6 +158,46 @@ def misrouted(ranks: Iterable[dict[str, Any]]) -> list[str]:
     return found
 
 
+# Checkpoints --------------------------------------------------------------------------------------------------------
+
+
+def describe_state(checkpoint: Path, epoch: int, loss: float) -> dict[str, Any]:
+    """The manifest of a checkpoint."""
+    digest = hashlib.sha256((checkpoint / STATE_FILE).read_bytes()).hexdigest()
+    return {"epoch": epoch, "loss": loss, "sha256": digest}
+
+
+def read_manifest(checkpoint: Path) -> dict[str, Any] | None:
+    """The manifest of a checkpoint whose state is as it was saved, or None.
+
+    Ray Train copies file by file, and a node may go down at any time.
+    """
+    try:
+        told = json.loads((checkpoint / MANIFEST_FILE).read_text(encoding="utf-8"))
+        return told if told == describe_state(checkpoint, told["epoch"], told["loss"]) else None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def newest_complete(run: Path, epochs: int) -> tuple[Path, dict[str, Any]] | None:
+    """The checkpoint to go on from, one that leaves something to do, and its manifest. Their names are their times."""
+    for path in sorted(run.glob("checkpoint_*"), reverse=True):
+        manifest = read_manifest(path)
+        if manifest and manifest["epoch"] < epochs:
+            return path, manifest
+    return None
+
+
+def keep_only(run: Path, kept: Path | None) -> None:
+    """Forget all of a run but one checkpoint: Ray's own record of it, which is not written at once, may be torn too."""
+    for path in run.iterdir() if run.is_dir() else ():
+        if path != kept:
+            if path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
 # The worker ---------------------------------------------------------------------------------------------------------
 
 
@@ -189,20 +236,20 @@ def train_worker(config: dict[str, Any]) -> None:
     plain = model.module if hasattr(model, "module") else model
     optimizer = torch.optim.Adam(model.parameters(), lr=config["learning_rate"])
     done, losses = 0, []
-    checkpoint = ray.train.get_checkpoint()
-    if checkpoint:
-        with checkpoint.as_directory() as folder:
-            state = torch.load(Path(folder) / STATE_FILE, map_location=device, weights_only=True)
+    if config["checkpoint"]:
+        state = torch.load(Path(config["checkpoint"]) / STATE_FILE, map_location=device, weights_only=True)
         plain.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
         done, losses = state["epoch"], state["losses"]
     resumed_from = done
 
-    order = torch.Generator().manual_seed(config["seed"] + rank)
+    order = torch.Generator()
     timed_samples, timed_seconds = 0, 0.0
     for epoch in range(done + 1, config["epochs"] + 1):
         started = time.perf_counter()
         total = torch.zeros((), device=device)
+        # Every epoch has an order of its own, the same after a resumption.
+        order.manual_seed(config["seed"] + rank + world * epoch)
         batches = torch.randperm(samples, generator=order).split(batch)
         for chosen in batches:
             optimizer.zero_grad()
@@ -261,6 +308,8 @@ def train_worker(config: dict[str, Any]) -> None:
                     "losses": losses,
                 }
                 torch.save(state, Path(folder) / STATE_FILE)
+                manifest = describe_state(Path(folder), epoch, losses[-1])
+                (Path(folder) / MANIFEST_FILE).write_text(json.dumps(manifest), encoding="utf-8")
                 saved = ray.train.Checkpoint.from_directory(folder)
             ray.train.report(metrics, checkpoint=saved)
 
@@ -370,8 +419,12 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
 
     # A finished run is not resumed but made again; an unfinished one goes on from its last checkpoint.
     run = Path(arguments.storage) / arguments.name
-    if arguments.fresh or finished_before(arguments.result):
-        shutil.rmtree(run, ignore_errors=True)
+    anew = arguments.fresh or finished_before(arguments.result)
+    start_from, manifest = (None if anew else newest_complete(run, arguments.epochs)) or (None, {})
+    keep_only(run, start_from)
+    if start_from:
+        where = f"epoch {manifest['epoch']}/{arguments.epochs} loss {manifest['loss']:.5f}"
+        print(f"resuming after {where}, from {start_from}", flush=True)
     patience = {"max_failures": 0, "controller_failure_limit": 1, "max_preemption_failures": 0}
     known = {field.name for field in dataclasses.fields(FailureConfig)}
     quiet = {}
@@ -380,17 +433,8 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
     trainer = TorchTrainer(
         train_worker,
         train_loop_config={
-            name: getattr(arguments, name)
-            for name in (
-                "epochs",
-                "samples",
-                "batch",
-                "features",
-                "hidden",
-                "learning_rate",
-                "seed",
-                "checkpoint_every",
-            )
+            "checkpoint": str(start_from or ""),
+            **{name: getattr(arguments, name) for name in LOOP_ARGUMENTS},
         },
         scaling_config=ScalingConfig(
             num_workers=plan["workers"], use_gpu=plan["use_gpu"], placement_strategy=plan["strategy"]
@@ -407,9 +451,9 @@ def train(arguments: argparse.Namespace) -> dict[str, Any]:
     metrics = outcome.metrics
     judge(metrics, plan["expected"], arguments.loss_fraction)
     checkpoint = Path(outcome.checkpoint.path)
-    if not (checkpoint / STATE_FILE).is_file():
+    if not read_manifest(checkpoint):
         raise SmokeError(
-            f"the checkpoint {checkpoint} holds no {STATE_FILE} here; is {arguments.storage} shared by all nodes?"
+            f"the checkpoint {checkpoint} is not complete here; is {arguments.storage} shared by all nodes?"
         )
     return {
         "world_size": plan["workers"],
