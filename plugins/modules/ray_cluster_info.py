@@ -85,6 +85,12 @@ healthy:
     have.
   returned: success
   type: bool
+running_jobs:
+  description: What runs on the cluster now. A submitted job by its submission id, a driver that was started by hand by its process.
+  returned: success
+  type: list
+  elements: str
+  sample: [smoke-1f2e3d4c.2]
 ray_version:
   description: Version of Ray on the head.
   returned: success
@@ -161,7 +167,7 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ..module_utils._ray import CONNECTION_ARGUMENTS, RayClient, RayError, RayUnreachable, cluster_report
+from ..module_utils._ray import CONNECTION_ARGUMENTS, RayClient, RayError, RayUnreachable, cluster_report, running_jobs
 
 NOTHING: dict[str, Any] = {
     "reachable": False,
@@ -173,6 +179,7 @@ NOTHING: dict[str, Any] = {
     "dead": [],
     "short": [],
     "unexpected": [],
+    "running_jobs": [],
 }
 
 
@@ -184,7 +191,9 @@ def look(params: dict[str, Any], patient: bool) -> tuple[dict[str, Any], list[st
             client = RayClient(params["address"], params["token_path"])
             report, problems = cluster_report(client, params["nodes"])
             if not problems or time.monotonic() >= deadline:
-                return {"reachable": True, "ray_version": client.version(), **report}, problems
+                jobs = running_jobs(client.all_jobs())
+                version = client.version()
+                return {"reachable": True, "ray_version": version, "running_jobs": jobs, **report}, problems
         except RayUnreachable:
             if time.monotonic() >= deadline:
                 raise

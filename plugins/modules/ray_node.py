@@ -62,6 +62,13 @@ options:
     description: Restart in any case, on a worker whose head has just been restarted, say.
     type: bool
     default: false
+  running_jobs:
+    description:
+      - Names of jobs that run on the cluster. While there are any, a running unit is not restarted, which would end them: the
+        module refuses, and changes nothing.
+    type: list
+    elements: str
+    default: []
   attempts:
     description:
       - How often a start is tried before it counts as failed.
@@ -111,6 +118,15 @@ from ..module_utils._ray_supervisor import fingerprint
 from ..module_utils._tree import read_text
 
 
+class Look:
+    """A host that nothing is written on."""
+
+    check_mode = True
+
+    def atomic_move(self, src: str, dest: str) -> None:
+        raise NotImplementedError
+
+
 def last_words(journal: str, limit: int = 8) -> str:
     """The last lines of a journal that a reader needs: no frames of a Python traceback."""
     told = [line for line in journal.splitlines() if line.strip() and not line.startswith((" ", "Traceback "))]
@@ -129,6 +145,7 @@ def main() -> None:
             "depends_if_there": {"type": "list", "elements": "path", "default": []},
             "state_path": {"type": "path", "default": "/run/metalray/ray.started-with"},
             "restart": {"type": "bool", "default": False},
+            "running_jobs": {"type": "list", "elements": "str", "default": []},
             "attempts": {"type": "int", "default": 2},
         },
         required_by={"token": ["token_owner"]},
@@ -149,24 +166,37 @@ def main() -> None:
             msg=f"{unit} cannot run without {', '.join(missing)}. Run the stages that make them first "
             "(--tags python_env,network_env)"
         )
-    try:
-        applied = apply_files(module, wanted)
-    except FilesError as error:
-        module.fail_json(msg=str(error))
 
     systemctl = module.get_bin_path("systemctl", required=True)
 
     def ask(*arguments: str) -> str:
         return module.run_command([systemctl, *arguments])[1].strip()
 
-    running = ask("is-active", unit) == "active"
+    state = ask("is-active", unit)
+    running = state == "active"
     enabled = ask("is-enabled", unit) == "enabled"
-    if not running:
-        reason = f"it was {ask('is-active', unit) or 'not there'}"
-    elif read_text(options["state_path"]) != fingerprint(depends) or (module.check_mode and applied.changed):
-        reason = "what it was started with has changed"
-    else:
-        reason = "a restart was asked for" if options["restart"] else ""
+
+    def why(changed: list[str]) -> str:
+        """Why a start is due, once or when these files have changed."""
+        if not running:
+            return f"it was {state or 'not there'}"
+        if read_text(options["state_path"]) != fingerprint(depends) or set(changed) & set(depends):
+            return "what it was started with has changed"
+        return "a restart was asked for" if options["restart"] else ""
+
+    try:
+        if running and options["running_jobs"]:
+            reason = why(apply_files(Look(), wanted).paths)
+            if reason:
+                module.fail_json(
+                    msg=f"Ray must be restarted on this node ({reason}), which would end what runs on the cluster: "
+                    f"{', '.join(options['running_jobs'])}. Nothing was changed here. Wait for it, stop it (playbooks/stop.yml), or "
+                    "restart all the same with -e ray_restart_running_jobs=true"
+                )
+        applied = apply_files(module, wanted)
+    except FilesError as error:
+        module.fail_json(msg=str(error))
+    reason = why(applied.paths if module.check_mode else [])
 
     result = {
         "changed": applied.changed or bool(reason) or not enabled,

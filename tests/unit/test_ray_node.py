@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 
 import pytest
+from ansible_collections.metalray.cluster.plugins.module_utils._ray_supervisor import fingerprint
 
 
 @pytest.mark.parametrize("lacking", ["environment", "cluster.env"])
@@ -71,3 +72,50 @@ def test_a_start_that_fails_again_is_told_with_its_last_words(start):
     assert "did not start" in result["msg"] and "Exception: no head" in result["msg"]
     assert not any(word in result["msg"] for word in ("Killing", "Traceback", "ray.py"))
     assert start(9, attempts=1)[1] == 3
+
+
+class TestRunningJobs:
+    """A unit that runs, started with what ``state`` remembers."""
+
+    @pytest.fixture
+    def node(self, run_module, tmp_path, monkeypatch):
+        orders = tmp_path / "orders"
+        systemctl = tmp_path / "bin" / "systemctl"
+        systemctl.parent.mkdir()
+        systemctl.write_text(
+            f'#!/bin/sh\necho "$1" >>{orders}\ncase $1 in is-active) echo active ;; is-enabled) echo enabled ;; esac\n'
+        )
+        systemctl.chmod(0o755)
+        monkeypatch.setenv("PATH", f"{tmp_path}/bin:{os.environ['PATH']}")
+        unit, other, state = (tmp_path / name for name in ("unit", "other", "state"))
+        unit.write_text("old\n")
+        state.write_text(fingerprint([str(unit)]))
+
+        def node(content, **options):
+            files = [{"path": str(unit), "content": content}, {"path": str(other), "content": content}]
+            orders.write_text("")
+            result = run_module(
+                "ray_node", unit="u.service", files=files, depends=[str(unit)], state_path=str(state), **options
+            )
+            return result, unit.read_text(), "restart" in orders.read_text().splitlines()
+
+        return node
+
+    @pytest.mark.parametrize("check", [False, True])
+    def test_a_restart_that_would_end_one_is_refused_before_anything_is_written(self, node, tmp_path, check):
+        result, text, restarted = node("new\n", running_jobs=["smoke-1", "smoke-2"], check=check)
+        assert result["failed"] and "smoke-1, smoke-2" in result["msg"] and "ray_restart_running_jobs" in result["msg"]
+        assert text == "old\n" and not restarted and not (tmp_path / "other").exists()
+
+    def test_it_is_refused_too_where_it_was_only_asked_for(self, node):
+        result, _text, restarted = node("old\n", running_jobs=["smoke-1"], restart=True)
+        assert result["failed"] and "a restart was asked for" in result["msg"] and not restarted
+
+    def test_what_needs_no_restart_is_written_while_one_runs(self, node, tmp_path):
+        result, _text, restarted = node("old\n", running_jobs=["smoke-1"])
+        assert result["changed"] and not result["started"] and not restarted
+        assert (tmp_path / "other").read_text() == "old\n"
+
+    def test_without_one_it_is_restarted(self, node):
+        result, text, restarted = node("new\n")
+        assert result["started"] and text == "new\n" and restarted
