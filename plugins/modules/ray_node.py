@@ -64,7 +64,7 @@ options:
     default: false
   running_jobs:
     description:
-      - Names of jobs that run on the cluster. While there are any, a running unit is not restarted, which would end them: the
+      - Names of jobs that run on the cluster. While there are any, a running unit is not restarted, which would end them. The
         module refuses, and changes nothing.
     type: list
     elements: str
