@@ -189,8 +189,8 @@ def newest_complete(run: Path, epochs: int) -> tuple[Path, dict[str, Any]] | Non
 
 
 def keep_only(run: Path, kept: Path | None) -> None:
-    """Forget all of a run but one checkpoint: Ray's own record of it, which is not written at once, may be torn too."""
-    for path in run.iterdir() if run.is_dir() else ():
+    """Forget the checkpoints of a run but one, and Ray's record of them beside, which may be torn too."""
+    for path in run.glob("checkpoint_*"):
         if path != kept:
             if path.is_dir() and not path.is_symlink():
                 shutil.rmtree(path)
