@@ -25,6 +25,7 @@ from ._docker import DockerError, check_pools, taken_by_reservation
 from ._firewall import FirewallError, closed_ports, parse_networks
 from ._first_contact import judge, together
 from ._interfaces import LOOPBACK, Candidate, InterfaceError, choose, narrow
+from ._pythons import archive_problem
 
 SUPPORTED = {"debian": {"12", "13"}, "ubuntu": {"22.04", "24.04"}}
 _OLDEST_PYTHON = (3, 9)
@@ -204,6 +205,8 @@ def _check_environment(values: Mapping[str, Any]) -> list[str]:
         )
     if values.get("python_env_source_url") and not values.get("python_env_source_version"):
         problems.append("python_env_source_url is set, and python_env_source_version is not. Give it a commit or a tag")
+    archive = str(values.get("python_env_python_archive") or "")
+    problems += filter(None, [archive_problem(str(values.get("python_env_python") or ""), archive)])
     paths = check_type_list(values.get("python_env_source_paths") or [])
     problems += [
         f"python_env_source_paths names '{path}': allowed are directories inside of the training source, such as '.' or 'src'"

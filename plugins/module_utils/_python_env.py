@@ -54,6 +54,7 @@ class Settings(Tools):
     imports: Sequence[str] = ()
     keep: int = 1
     min_free_bytes: int = 0
+    rollback: bool = False
 
 
 @dataclass(frozen=True)
@@ -331,6 +332,8 @@ def _ensure(settings: Settings, check_mode: bool) -> Outcome:
             built = str(record.get("wheels", ""))
         return Target(environment_hash(requirements, version, settings.uv_version), built)
 
+    if settings.rollback:
+        return _roll_back(settings, requirements, current, found[1] if found else "", check_mode)
     if found and current and record:
         wanted = target_of(found[1])
         changes = drift(current, record)
@@ -396,6 +399,46 @@ def _ensure(settings: Settings, check_mode: bool) -> Outcome:
         [str(path) for path in removed],
         _diff(settings, before, target, version, packages),
         f"{'built' if built else 'switched to'} {target} with {len(packages)} packages{_because(changes)}",
+    )
+
+
+def _roll_back(
+    settings: Settings, requirements: Sequence[Requirement], current: Path | None, python: str, check_mode: bool
+) -> Outcome:
+    """Switch to the environment that was in use last before that of the lock; where it is in use, leave it."""
+    record = read_record(current) if current else {}
+    own = environment_hash(requirements, python or str(record.get("python", "")), settings.uv_version)
+    target, kept = current, record
+    if not record or record.get("hash") == own:
+        venvs = settings.root / "venvs"
+        finished = sorted(venvs.glob(f"*/{RECORD_FILE}"), key=lambda path: path.stat().st_mtime, reverse=True)
+        for path in (path.parent for path in finished):
+            kept = read_record(path)
+            if kept.get("hash") not in (None, own) and not drift(path, kept):
+                target = path
+                break
+        else:
+            raise EnvError(
+                f"python_env_rollback is set, and this node keeps no environment of another lock than {settings.lock_name} "
+                f"below {venvs} that is as it was built. Take python_env_rollback away, and name the lock to go back to in "
+                "python_env_lock; python_env_keep says how many are kept"
+            )
+    assert target is not None
+    changed = target != current
+    if changed and not check_mode:
+        with building(settings):
+            switch(settings.venv, target)
+    packages = distributions(target)
+    before = _listing(str(record.get("python", "")), distributions(current)) if current and record else ""
+    return Outcome(
+        changed,
+        False,
+        str(target),
+        str(kept["hash"]),
+        str(kept["python"]),
+        packages,
+        diff=_diff(settings, before, target, str(kept["python"]), packages) if changed else None,
+        msg=f"{'would go' if check_mode else 'went'} back to {target}" if changed else "",
     )
 
 

@@ -8,12 +8,15 @@ Internal to metalray.cluster: not a public interface.
 
 from __future__ import annotations
 
+import json
 import os
+import platform
 import re
 from pathlib import Path
 
+from ._fetch import bare
 from ._lock import EnvError, release
-from ._uv import DISK_OR_TRUST, UNREACHABLE, Causes, Runner, Tools
+from ._uv import DISK_OR_TRUST, UNREACHABLE, Causes, Runner, Tools, remove
 from ._versions import VersionsError, python_version
 
 # Variables of uv's environment that lead it to Pythons elsewhere than its own list does.
@@ -52,6 +55,28 @@ _PYTHON_CAUSES: Causes = (
         _REACH_PYTHON,
     ),
     (r"", "it failed", _REACH_PYTHON),
+)
+
+
+_ARCHIVE_CAUSES: Causes = (
+    *DISK_OR_TRUST,
+    (
+        r"Hash mismatch",
+        "the archive is not the one that python_env_python_archive names: its hash differs",
+        "Find out whether the file was changed, or correct the hash",
+    ),
+    (
+        r"Network connectivity is disabled",
+        "python_env_offline is set, and the archive is not on the node",
+        "Name a path on the node or on the shared directory in python_env_python_archive, or take python_env_offline away",
+    ),
+    (
+        rf"{UNREACHABLE}|HTTP status|failed to query metadata|failed to open file|No such file|Permission denied",
+        "the archive cannot be read",
+        "Correct python_env_python_archive: an address that each node reaches, or a path that is there on each node and that "
+        "others may read (over NFS, root is nobody)",
+    ),
+    (r"", "it failed", "Give an archive as python-build-standalone makes them (install_only.tar.gz)"),
 )
 
 
@@ -106,23 +131,85 @@ def find_python(settings: Tools) -> tuple[Path, str] | None:
 
 def install_python(settings: Tools, runner: Runner, uv: Path) -> tuple[Path, str]:
     """The interpreter that is asked for, fetched by uv where the node has none."""
+    problem = archive_problem(settings.python, settings.python_archive)
+    if problem:
+        raise EnvError(problem)
     if not is_version(settings.python):
         raise EnvError(
             f"python_env_python is '{settings.python}', and there is no such file on this node. Install it, or set the "
             "variable to another path or to a version such as 3.12.16"
         )
-    if settings.offline and not any(os.environ.get(name, "").startswith(("/", "file:")) for name in _PYTHON_SOURCES):
+    sources = {**os.environ, **archive_environment(settings)}
+    if settings.offline and not any(sources.get(name, "").startswith(("/", "file:")) for name in _PYTHON_SOURCES):
         raise EnvError(
             f"no Python {settings.python} on this node, and python_env_offline forbids fetching one from elsewhere. Set "
-            "python_env_python to a version that is there, lead uv to a copy on the node in python_env_environment "
-            f"({' or '.join(_PYTHON_SOURCES)} with file://), or {_OTHER_PYTHON}"
+            "python_env_python to a version that is there, give its archive (python_env_python_archive), lead uv to a copy on "
+            f"the node in python_env_environment ({' or '.join(_PYTHON_SOURCES)} with file://), or {_OTHER_PYTHON}"
         )
     command = [uv, "python", "install", "--no-bin", settings.python]
-    runner.run(f"fetching Python {settings.python}", command, causes=_PYTHON_CAUSES)
+    what = f"fetching Python {settings.python}"
+    if settings.python_archive:
+        what = f"unpacking Python {settings.python} from {bare(settings.python_archive.partition('#')[0])}"
+    causes = _ARCHIVE_CAUSES if settings.python_archive else _PYTHON_CAUSES
+    runner.run(what, command, causes=causes, environment=archive_environment(settings))
     found = find_python(settings)
+    if found is None and settings.python_archive:
+        remove(settings.root / "python" / _archive_key(settings.python))
+        raise EnvError(
+            f"python_env_python_archive holds another Python than {settings.python} (python_env_python), or one that does not run "
+            "on this node. Give the archive of that version for this processor, as python-build-standalone names it "
+            "(cpython-VERSION+DATE-PROCESSOR-unknown-linux-gnu-install_only.tar.gz)"
+        )
     if found is None:
         raise EnvError(f"uv fetched Python {settings.python}, but it is not below {settings.root}/python")
     return found
+
+
+def archive_problem(python: str, archive: str) -> str:
+    """What is wrong with python_env_python_archive; empty where nothing is. ``python`` may be unknown yet."""
+    if not archive:
+        return ""
+    if not re.fullmatch(r"(/|file:///|https?://)\S+#sha256=[0-9a-f]{64}", archive):
+        return (
+            f"python_env_python_archive is '{bare(archive)}': allowed is the address of an archive, or its path on the nodes, with "
+            "its hash behind it, ADDRESS#sha256=HASH ('sha256sum FILE' tells it)"
+        )
+    if python and not re.fullmatch(r"3\.\d+\.\d+", python):
+        return (
+            f"python_env_python_archive is set, and python_env_python is '{python}': name the full version that is in the "
+            "archive, such as 3.12.9"
+        )
+    return ""
+
+
+def _archive_key(version: str) -> str:
+    return f"cpython-{version}-linux-{platform.machine()}-gnu"
+
+
+def archive_environment(settings: Tools) -> dict[str, str]:
+    """What leads uv to the archive: a list of Pythons with that one, for uv unpacks, corrects and names it as all others."""
+    if not settings.python_archive:
+        return {}
+    url, _hash, digest = settings.python_archive.partition("#sha256=")
+    major, minor, patch = (int(part) for part in settings.python.split("."))
+    entry = {
+        "name": "cpython",
+        "arch": {"family": platform.machine(), "variant": None},
+        "os": "linux",
+        "libc": "gnu",
+        "major": major,
+        "minor": minor,
+        "patch": patch,
+        "prerelease": "",
+        "variant": None,
+        "build": None,
+        "url": f"file://{url}" if url.startswith("/") else url,
+        "sha256": digest,
+    }
+    listed = settings.root / "python" / ".archive.json"
+    listed.parent.mkdir(parents=True, exist_ok=True)
+    listed.write_text(json.dumps({_archive_key(settings.python): entry}), encoding="utf-8")
+    return {"UV_PYTHON_DOWNLOADS_JSON_URL": f"file://{listed}", "UV_PYTHON_INSTALL_MIRROR": ""}
 
 
 def ensure_python(settings: Tools, runner: Runner, uv: Path) -> tuple[Path, str]:

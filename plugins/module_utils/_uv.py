@@ -45,6 +45,7 @@ class Tools:
     uv_lock: str = ""
     root: Path = Path("/opt/metalray")
     python: str = "/usr/bin/python3"
+    python_archive: str = ""
     index_url: str = ""
     extra_index_urls: Sequence[str] = ()
     find_links: Sequence[str] = ()

@@ -65,6 +65,13 @@ options:
       - V(3.12), without a patch, is whatever 3.12 the node has, or the newest that uv knows; nodes may differ in it.
     type: str
     default: /usr/bin/python3
+  python_archive:
+    description:
+      - Archive of the Python in O(python), for a node that lacks it, as python-build-standalone makes them
+        (C(install_only.tar.gz)). An address, or a path on the node, followed by C(#sha256=) and its hash.
+      - O(python) must be a full version then.
+    type: str
+    default: ''
   root:
     description: Directory on the node's own disk for the environments, uv and its cache. It will belong to root.
     type: path
@@ -135,6 +142,13 @@ options:
         from is removed under them.
     type: int
     default: 1
+  rollback:
+    description:
+      - Instead of an environment of O(lock), use the one that was in use last before it. A second run leaves that alone; a run
+        without it goes back to the one of O(lock), which is still there.
+      - Fails where there is none of another lock. Nothing is built, fetched or removed.
+    type: bool
+    default: false
   min_free_bytes:
     description: Free bytes on the disk of O(root) below which no build starts.
     type: int
@@ -234,6 +248,7 @@ def main() -> None:
             "wheelhouse": {"type": "str", "default": ""},
             "wheels": {"type": "str", "default": "", "no_log": True},
             "python": {"type": "str", "default": "/usr/bin/python3"},
+            "python_archive": {"type": "str", "default": ""},
             "root": {"type": "path", "default": "/opt/metalray"},
             "venv": {"type": "path", "default": "/opt/metalray/venv"},
             "uv_version": {"type": "str", "required": True},
@@ -248,6 +263,7 @@ def main() -> None:
             "compile": {"type": "bool", "default": True},
             "imports": strings,
             "keep": {"type": "int", "default": 1},
+            "rollback": {"type": "bool", "default": False},
             "min_free_bytes": {"type": "int", "default": 0},
             "timeout": {"type": "int", "default": 1800},
             "environment": {"type": "dict", "default": {}},
@@ -257,7 +273,7 @@ def main() -> None:
     for name, least in (("keep", 0), ("min_free_bytes", 0), ("timeout", 1)):
         if module.params[name] < least:
             module.fail_json(msg=f"python_env_{name} is {module.params[name]}: allowed is {least} or more")
-    if module.params["wheelhouse"] and not module.params["wheels"] and not module.check_mode:
+    if module.params["wheelhouse"] and not (module.params["wheels"] or module.params["rollback"] or module.check_mode):
         module.fail_json(
             msg="wheelhouse is set, and wheels is empty: give it the lock that metalray.cluster.wheelhouse returned"
         )

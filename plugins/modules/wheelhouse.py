@@ -80,6 +80,13 @@ options:
     description: The Python that environments are based on, as in M(metalray.cluster.python_env).
     type: str
     default: /usr/bin/python3
+  python_archive:
+    description:
+      - Archive of the Python in O(python), for a node that lacks it, as python-build-standalone makes them
+        (C(install_only.tar.gz)). An address, or a path on the node, followed by C(#sha256=) and its hash.
+      - O(python) must be a full version then.
+    type: str
+    default: ''
   root:
     description: Directory on the node's own disk for uv, its cache, and the record.
     type: path
@@ -258,6 +265,7 @@ def main() -> None:
             "build": {"type": "bool", "default": True},
             "cuda_architectures": strings,
             "python": {"type": "str", "default": "/usr/bin/python3"},
+            "python_archive": {"type": "str", "default": ""},
             "root": {"type": "path", "default": "/opt/metalray"},
             "uv_version": {"type": "str", "required": True},
             "uv_lock": {"type": "str", "required": True},

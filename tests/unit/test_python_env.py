@@ -605,6 +605,41 @@ def test_switching_back_builds_nothing(node: Node) -> None:
     assert len(node.calls) == calls
 
 
+def test_rolling_back_and_coming_back_builds_nothing(node: Node) -> None:
+    first = node.ensure()
+    other = lock_of(ray="2.61.0")
+    second = node.ensure(lock=other)
+    calls = len(node.calls)
+    would = node.ensure(lock=other, rollback=True, check_mode=True)
+    assert (would.changed, would.target, os.readlink(node.settings.venv)) == (True, first.target, second.target)
+    back = node.ensure(lock=other, rollback=True)
+    assert (back.changed, back.built, back.target, back.packages) == (True, False, first.target, first.packages)
+    assert (back.diff, back.hash) == (would.diff, first.hash)
+    # Not to and fro: the one that is not the lock's is in use.
+    assert node.ensure(lock=other, rollback=True).changed is False
+    assert os.readlink(node.settings.venv) == first.target
+    forth = node.ensure(lock=other)
+    assert (forth.changed, forth.built, forth.target) == (True, False, second.target)
+    assert len(node.calls) == calls
+
+
+def test_nothing_to_go_back_to_is_said_and_nothing_is_switched(node: Node) -> None:
+    only = node.ensure()
+    _upgrade(node.place)
+    again = node.ensure()
+    assert again.target != only.target
+    for check_mode in (True, False):
+        with pytest.raises(env.EnvError, match=r"python_env_rollback is set.*keeps no environment of another lock"):
+            node.ensure(rollback=True, check_mode=check_mode)
+    assert os.readlink(node.settings.venv) == again.target
+    changed = node.ensure(lock=lock_of(ray="2.61.0"))
+    _upgrade_in = Path(again.target) / "lib"
+    _upgrade(next(_upgrade_in.glob("*/site-packages")))
+    with pytest.raises(env.EnvError, match="as it was built"):
+        node.ensure(lock=lock_of(ray="2.61.0"), rollback=True)
+    assert os.readlink(node.settings.venv) == changed.target
+
+
 def test_the_environments_longest_unused_are_removed(node: Node) -> None:
     targets = [node.ensure(lock=lock_of(ray=f"2.{minor}.0"), keep=2).target for minor in (1, 2, 3)]
     for age, target in zip((30, 20, 10), targets):
@@ -824,3 +859,33 @@ def test_a_failed_fetch_of_python_names_its_own_mend(real: Node, pythons: str, v
     assert text.startswith(f"fetching Python {version}: ")
     assert [word for word in words if word not in text] == []
     assert "index" not in text
+
+
+@pytest.fixture
+def archive(pythons: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Python 3.98.12, packed as it is published; uv's own list leads nowhere."""
+    monkeypatch.setenv("UV_PYTHON_DOWNLOADS_JSON_URL", "file:///nonexistent.json")
+    packed = tmp_path / "cpython.tar.gz"
+    return f"{packed}#sha256={hashlib.sha256(packed.read_bytes()).hexdigest()}"
+
+
+@pytest.mark.parametrize("offline", [False, True])
+def test_python_comes_from_an_archive(real: Node, archive: str, offline: bool) -> None:
+    python = real.root / "python" / f"cpython-3.98.12-linux-{KEY}" / "bin" / "python3.98"
+    assert fetch(real, "3.98.12", python_archive=archive, offline=offline) == (python, "3.98.12")
+
+
+@pytest.mark.parametrize(
+    ("version", "change", "words"),
+    [
+        ("3.98.12", lambda text: text[:-64] + "0" * 64, "its hash differs"),
+        ("3.98.12", lambda text: text[:-72], "ADDRESS#sha256=HASH"),
+        ("3.98.12", lambda text: "/nonexistent/x.tar.gz" + text[-72:], "the archive cannot be read"),
+        ("3.98", lambda text: text, "name the full version"),
+        ("3.98.11", lambda text: text, "holds another Python than 3.98.11"),
+    ],
+)
+def test_an_archive_that_does_not_fit_is_named(real: Node, archive: str, version: str, change, words: str) -> None:
+    with pytest.raises(env.EnvError, match=words):
+        fetch(real, version, python_archive=change(archive))
+    assert not list((real.root / "python").glob("cpython-*/bin"))
