@@ -8,7 +8,9 @@ import hashlib
 import json
 import os
 import platform
+import re
 import shutil
+import subprocess
 import sys
 import tarfile
 import time
@@ -889,3 +891,67 @@ def test_an_archive_that_does_not_fit_is_named(real: Node, archive: str, version
     with pytest.raises(env.EnvError, match=words):
         fetch(real, version, python_archive=change(archive))
     assert not list((real.root / "python").glob("cpython-*/bin"))
+
+
+# --- the role, on nodes that are directories of this machine -------------------------------------------------------
+
+
+def roll_back(tmp_path: Path, nodes: dict[str, Node], *arguments: str) -> subprocess.CompletedProcess[str]:
+    plan = {"user": "x", "shared_dir": str(tmp_path / "shared"), "head": "a", "builder": "a", "addresses": []}
+    lock = tmp_path / "lock.txt"
+    lock.write_text(lock_of(ray="2.61.0"))
+    uv = tmp_path / "uv.txt"
+    uv.write_text("")
+    common = {
+        **{"ansible_connection": "local", "ansible_python_interpreter": sys.executable, "ansible_become": False},
+        **{"python_env_profile": "custom", "python_env_lock": str(lock), "python_env_uv_lock": str(uv)},
+        **{"python_env_uv_version": "1.0", "python_env_python": sys.executable, "python_env_packages": []},
+        "python_env_imports": [],
+    }
+    hosts = {
+        name: {"python_env_root": str(node.root), "python_env_venv": str(node.settings.venv)}
+        for name, node in nodes.items()
+    }
+    (tmp_path / "hosts.yml").write_text(yaml.safe_dump({"all": {"hosts": hosts, "vars": common}}))
+    tasks = [
+        {"ansible.builtin.set_fact": {"cluster_plan": plan, "cacheable": True}},
+        {"ansible.builtin.include_role": {"name": "metalray.cluster.python_env"}},
+    ]
+    play = {"hosts": "all", "gather_facts": False, "tasks": tasks}
+    (tmp_path / "play.yml").write_text(yaml.safe_dump([play]))
+    return subprocess.run(
+        [sys.executable, "-m", "ansible", "playbook", "-i", "hosts.yml", "play.yml", *arguments],
+        cwd=tmp_path, capture_output=True, text=True, check=False, timeout=300, stdin=subprocess.DEVNULL,
+        env={**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(ROOT / "collections"), "ANSIBLE_NOCOLOR": "1"},
+    )  # fmt: skip
+
+
+def test_all_nodes_go_back_together_or_none_does(tmp_path: Path) -> None:
+    nodes = {}
+    for name in "abc":
+        (tmp_path / name).mkdir()
+        nodes[name] = Node(tmp_path / name)
+    old = {name: node.ensure().target for name, node in nodes.items() if name != "c"}
+    new = {name: node.ensure(lock=lock_of(ray="2.61.0")).target for name, node in nodes.items()}
+
+    def leads() -> dict[str, str]:
+        return {name: os.readlink(node.settings.venv) for name, node in nodes.items()}
+
+    rollback = ["-e", '{"python_env_rollback": true}']
+    refused = roll_back(tmp_path, nodes, *rollback)
+    assert refused.returncode != 0 and "keeps no environment of another lock" in refused.stdout, refused.stdout
+    assert leads() == new
+    # One that is there, but is another than the rest keep.
+    nodes["c"].ensure(lock=lock_of(ray="2.5.0"))
+    nodes["c"].ensure(lock=lock_of(ray="2.61.0"))
+    refused = roll_back(tmp_path, nodes, *rollback)
+    assert refused.returncode != 0 and "the nodes keep different environments" in refused.stdout, refused.stdout
+    assert leads() == new
+    del nodes["c"], new["c"]
+    done = roll_back(tmp_path, nodes, *rollback)
+    assert done.returncode == 0 and leads() == old, done.stdout + done.stderr
+    assert len(re.findall(r"changed=1 ", done.stdout)) == 2, done.stdout
+    again = roll_back(tmp_path, nodes, *rollback)
+    assert again.returncode == 0 and len(re.findall(r"changed=0 ", again.stdout)) == 2, again.stdout
+    forth = roll_back(tmp_path, nodes, "-e", "python_env_wheelhouse=")
+    assert forth.returncode == 0 and leads() == new, forth.stdout + forth.stderr
