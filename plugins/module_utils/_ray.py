@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ._secrets import parse as parse_secrets
+
 # Arguments shared by the modules that talk to Ray; documented in doc_fragments/ray.py.
 CONNECTION_ARGUMENTS = {
     "address": {"type": "str", "default": "http://127.0.0.1:8265"},
@@ -532,11 +534,9 @@ def secret_values(texts: Iterable[str]) -> list[str]:
     """The values of ``NAME=value`` files, longest first. Short ones are not secrets and would blot out the text."""
     values = set()
     for text in texts:
-        for line in text.splitlines():
-            name, equals, value = line.strip().partition("=")
-            value = value.strip().strip("\"'") if equals else name
-            if len(value) >= 8 and not name.startswith("#"):
-                values.add(value)
+        lines = (line.strip() for line in text.splitlines())
+        bare = (line for line in lines if "=" not in line and not line.startswith("#"))
+        values.update(value for value in (*parse_secrets(text).values(), *bare) if len(value) >= 8)
     return sorted(values, key=len, reverse=True)
 
 
