@@ -13,7 +13,7 @@ from ansible.utils.display import Display
 from ..module_utils._plan import make_plan
 from ..plugin_utils._action import ControllerAction, to_mend
 from ..plugin_utils._pyproject import problems_of
-from ..plugin_utils._settings import read_settings, read_specs
+from ..plugin_utils._settings import load_presets, read_settings, read_specs
 
 _ARGUMENTS: dict[str, dict[str, Any]] = {"fact": {"type": "str", "default": "cluster_plan"}}
 _display = Display()
@@ -38,7 +38,9 @@ class ActionModule(ControllerAction):
             for host in hosts
             if "metalray_node" in (facts := hostvars[host].get("ansible_facts", {}))
         }
-        plan, problems = make_plan(groups, nodes, settings, specs, _display.warning, lambda tag: runs(tag, task_vars))
+        plan, problems = make_plan(
+            groups, nodes, settings, specs, _display.warning, lambda tag: runs(tag, task_vars), load_presets()
+        )
         if runs("python_env", task_vars):
             problems += problems_of(settings)
         if problems:

@@ -26,6 +26,8 @@ from ._firewall import FirewallError, closed_ports, parse_networks
 from ._first_contact import judge, together
 from ._interfaces import LOOPBACK, Candidate, InterfaceError, choose, narrow
 from ._pythons import archive_problem
+from ._secrets import check as check_secrets
+from ._training import check_choice, plan_training
 
 SUPPORTED = {"debian": {"12", "13"}, "ubuntu": {"22.04", "24.04"}}
 _OLDEST_PYTHON = (3, 9)
@@ -84,7 +86,9 @@ def check_variables(host: str, settings: Settings, specs: Mapping[str, Mapping[s
         option = {key: specs[name][key] for key in ("type", "elements", "choices", "options") if key in specs[name]}
         # One variable at a time: the message then names it, and a required neighbour is not missed here.
         result = ArgumentSpecValidator({name: _without_required(option)}).validate({name: value})
-        if result.error_messages:
+        if result.error_messages and specs[name].get("no_log"):
+            problems.append(f"{host}: {name} must be {_allowed(option)} (its value is not shown)")
+        elif result.error_messages:
             problems.append(
                 f"{host}: {name} is {masked(repr(value))}, it must be {_allowed(option)} ({masked('; '.join(result.error_messages))})"
             )
@@ -178,6 +182,9 @@ def check_meaning(host: str, values: Mapping[str, Any], networks: Iterable[str])
         except FirewallError as error:
             problems.append(f"{host}: {error}")
     problems += [f"{host}: {problem}" for problem in _check_environment(values)]
+    problems += [
+        f"{host}: training_secrets {problem}" for problem in check_secrets(values.get("training_secrets") or {})
+    ]
     if values.get("training_job") == "command" and not str(values.get("training_command") or "").strip():
         problems.append(f"{host}: training_job is 'command', and training_command is empty. Give it a shell command")
     return problems
@@ -388,12 +395,13 @@ def make_plan(
     specs: Mapping[str, Mapping[str, Any]],
     warn: Callable[[str], None],
     runs: Callable[[str], bool] = lambda stage: True,
+    presets: Mapping[str, Mapping[str, Any]] | None = None,
 ) -> tuple[dict[str, Any], list[str]]:
     """The cluster's plan, or the problems that stand in its way.
 
     ``groups`` are the inventory's; ``nodes`` the facts of the hosts that answered, or ``failure`` for one that could not be
     read; ``settings`` and ``specs`` the hosts' values and the roles' options; ``runs`` tells whether a stage takes part in
-    this run. The plan is documented with the action ``cluster_plan``.
+    this run; ``presets`` what the training job's presets need. The plan is documented with the action ``cluster_plan``.
     """
     problems = check_groups(groups)
     if problems:
@@ -435,6 +443,7 @@ def make_plan(
     networks = sorted({network for node in answered.values() for network in node["networks"]})
     for host in answered:
         problems += check_meaning(host, values[host], networks)
+    problems += check_choice(values[head], answered, presets or {})
     if picked:
         problems += check_nfs(answered, values, head, picked[head].address, warn)
     builder, wrong = choose_builder(answered, values, head)
@@ -457,6 +466,7 @@ def make_plan(
         # The nodes' own port, whatever leads to it from outside; 0 where it is not the same on all.
         "ssh_port": ports.pop() if len(ports := {node["ssh_port"] for node in answered.values()}) == 1 else 0,
         "missing": missing,
+        "training": plan_training(values[head]),
         "nodes": {
             host: {
                 "address": picked[host].address,

@@ -83,6 +83,9 @@ ansible_facts:
           description: Inventory names of the nodes that did not answer.
           type: list
           elements: str
+        training:
+          description: For the training job, C(working_dir) and C(environment) of Ray's processes.
+          type: dict
         nodes:
           description:
             - By inventory name, C(address), C(interface), C(prefix), C(mtu), C(speed_mbps) (null where unknown), C(networks)

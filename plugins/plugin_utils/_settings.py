@@ -76,3 +76,8 @@ def with_defaults(hostvars: Any, specs: dict[str, dict[str, Any]]) -> dict[str, 
 def load_catalogue() -> Catalogue:
     """What the collection knows of environment variables."""
     return load(ROLES / "network_env" / "files")
+
+
+def load_presets() -> dict[str, dict[str, Any]]:
+    """What each preset of the training job needs."""
+    return yaml.safe_load((ROLES / "training" / "files" / "presets.yml").read_text(encoding="utf-8"))

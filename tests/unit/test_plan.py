@@ -36,6 +36,7 @@ SPECS = {
     "python_env_source_version": {"type": "str", "default": ""},
     "training_job": {"type": "str", "choices": ["smoke", "command", "none"], "default": "smoke"},
     "training_command": {"type": "str", "default": ""},
+    "training_secrets": {"type": "dict", "default": {}, "no_log": True},
 }
 
 
@@ -117,6 +118,20 @@ def test_the_plan_of_a_sound_cluster(cluster):
     assert plan["shared_dir"] == "/mnt/shared" and plan["shared_backend"] == "nfs" and plan["ssh_port"] == 22
     assert plan["shared_unit"] == "mnt-shared.mount"
     assert plan["nodes"]["b"]["interface"] == "fab0" and plan["nodes"]["b"]["home"] == "/home/ray"
+
+
+@pytest.mark.parametrize(
+    ("secrets", "says"),
+    [
+        (["canary-1"], "training_secrets must be of type dict"),
+        ({"RAY_ADDRESS": "canary-1"}, "training_secrets names RAY_ADDRESS"),
+        ({"KEY": {"deep": "canary-1"}}, "training_secrets has KEY with a value that is no text"),
+    ],
+)
+def test_wrong_secrets_are_refused_without_a_word_of_them(cluster, secrets, says):
+    cluster.values["b"]["training_secrets"] = secrets
+    told = cluster.problems()
+    assert told.startswith(f"b: {says}") and "canary" not in told
 
 
 def test_nodes_whose_ssh_ports_differ_have_none_in_common(cluster):
