@@ -267,7 +267,7 @@ def all_checks() -> dict[str, Callable[[Check], None]]:
 # The guests spend their first minutes waiting for disks, boots and a power cut. These need no nodes and are done by the time
 # that Ray starts on emulated processors, which leaves nothing to share.
 _GUESTS = "molecule-vm"
-_BESIDE_THE_GUESTS = ("lint", "unit", "newest", "sanity")
+_BESIDE_THE_GUESTS = ("lint", "unit", "locks", "newest", "sanity")
 
 
 def rounds(names: Sequence[str]) -> Iterator[list[list[str]]]:
