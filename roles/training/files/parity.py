@@ -27,6 +27,8 @@ sys.path[0] = str(HERE.parent)
 from metalray_parity import _parity  # noqa: E402
 
 DIFFER = 78
+# For the start of a Ray worker on a slow or busy node.
+START_SECONDS = 120
 MODULES = ("__init__.py", "_bounded.py", "_versions.py")
 
 
@@ -74,8 +76,10 @@ def gather(seconds: float) -> dict[tuple[str, str], dict[str, Any]]:
                 here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
                 answer = read.options(scheduling_strategy=here).remote(texts, seconds)
                 asked[answer] = (node["NodeManagerAddress"], node["NodeManagerHostname"])
-        done, _late = ray.wait(list(asked), num_returns=len(asked), timeout=seconds + 20)
-        answers = {node: {"problem": f"no answer within {seconds + 20:g} seconds"} for node in asked.values()}
+        done, _late = ray.wait(list(asked), num_returns=len(asked), timeout=seconds + START_SECONDS)
+        answers = {
+            node: {"problem": f"no answer within {seconds + START_SECONDS:g} seconds"} for node in asked.values()
+        }
         for answer in done:
             try:
                 answers[asked[answer]] = ray.get(answer)
