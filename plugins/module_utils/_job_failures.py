@@ -49,6 +49,13 @@ _LAUNCH_KEYS = "(training_secrets, from Ansible Vault or the environment), and r
 # In order: of two that a log shows, the first one is the cause. What is sure stands before what may have been survived.
 CAUSES: tuple[Cause, ...] = (
     Cause(
+        "nodes_differ",
+        r"^version mismatch: .{1,300} of \d+ nodes differs? from the rest in ",
+        "the nodes have different versions, so the job did not begin",
+        "the table in the log has what differs on which node, and the mend below it; --tags versions compares them again",
+        "metalray_parity, the first step of a job",
+    ),
+    Cause(
         "out_of_gpu_memory",
         r"CUDA out of memory|torch\.(?:cuda\.)?OutOfMemoryError|CUDA error: out of memory|CUDA_ERROR_OUT_OF_MEMORY"
         r"|Cuda failure.{0,20}out of memory|CUBLAS_STATUS_ALLOC_FAILED|No available memory for the cache blocks"

@@ -18,7 +18,7 @@ from pathlib import Path
 import environments
 import pytest
 import yaml
-from ansible_collections.metalray.cluster.plugins.module_utils import _ray
+from ansible_collections.metalray.cluster.plugins.module_utils import _job_failures
 
 ROOT = Path(__file__).resolve().parents[2]
 ROLE = ROOT / "roles" / "training"
@@ -146,8 +146,8 @@ def test_a_node_that_was_changed_since_ends_the_job_by_name(cluster: Cluster) ->
     assert lines[-1].startswith("Mend: ") and lines[-1].endswith("--tags python_env,ray --limit gpu2")
     # What the user reads is the job's last lines, and its cause by them.
     assert len(lines) < 25
-    cause = _ray.classify(done.stdout)
-    assert cause is not None and cause.name == "version_mismatch"
+    finding = _job_failures.classify(lines, ["Job entrypoint command failed with exit code 78"])
+    assert finding is not None and finding.cause.name == "nodes_differ" and finding.evidence == lines[0]
     told = json.loads(result.read_text())
     assert (told["submission_id"], told["status"]) == ("smoke-1.2", "FAILED")
     assert told["message"].startswith("version mismatch: gpu2 of 3 nodes") and "\n" not in told["message"]
