@@ -101,10 +101,11 @@ def _wheel_version(url: str) -> str:
     return parts[1] if len(parts) > 2 else url
 
 
-def environment_hash(requirements: Sequence[Requirement], python: str, uv: str) -> str:
-    """What names an environment: the lock without its comments and order, Python's full version, and uv's."""
-    lines = sorted(item.text for item in requirements)
-    return hashlib.sha256("\n".join([f"python {python}", f"uv {uv}", *lines]).encode()).hexdigest()
+def environment_hash(requirements: Sequence[Requirement], python: str, uv: str, sources: Sequence[str]) -> str:
+    """What names an environment: the lock without its comments and order, Python's full version, uv's, and the sources."""
+    lines = [f"python {python}", f"uv {uv}", *sorted(item.text for item in requirements)]
+    lines += [f"source {path}" for path in sources]
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
 
 def marker_environment(python: str) -> dict[str, str]:

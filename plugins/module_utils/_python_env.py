@@ -38,6 +38,9 @@ from ._versions import (
     site_packages,
 )
 
+# Python reads it at its start (see its module site).
+SOURCES_FILE = "metalray-sources.pth"
+
 
 @dataclass(frozen=True)
 class Settings(Tools):
@@ -52,6 +55,7 @@ class Settings(Tools):
     allow_builds: bool = False
     compile: bool = True
     imports: Sequence[str] = ()
+    source_paths: Sequence[str] = ()
     keep: int = 1
     min_free_bytes: int = 0
     rollback: bool = False
@@ -100,6 +104,8 @@ def drift(environment: Path, record: Mapping[str, Any]) -> list[str]:
                 found.append(f"{entry} was removed")
             elif entry in after and entry not in before:
                 found.append(f"{entry} was added")
+            elif before[entry] != after[entry]:
+                found.append(f"{entry} was edited")
         elif entry in before and entry in after:
             if before[entry] != after[entry]:
                 found.append(f"{known[0]} {known[1]} was installed again from elsewhere")
@@ -186,6 +192,13 @@ class Target:
         return record.get("hash") == self.hash and record.get("wheels", "") == self.wheels
 
 
+def lead_to(sources: Sequence[str], environment: Path) -> None:
+    """Let the environment's Python find modules in these directories too, after its packages."""
+    place = site_packages(environment)
+    if sources and place is not None:
+        (place / SOURCES_FILE).write_text("".join(f"{path}\n" for path in sources), encoding="utf-8")
+
+
 def build(settings: Settings, runner: Runner, uv: Path, python: Path, version: str, name: str, wanted: Target) -> Path:
     """A finished environment at ``venvs/NAME``. Whatever fails, nothing of it stays."""
     destination = settings.root / "venvs" / name
@@ -218,6 +231,8 @@ def build(settings: Settings, runner: Runner, uv: Path, python: Path, version: s
                 [inside, "-I", "-c", f"import {', '.join(settings.imports)}"],
                 "Correct the lock, or python_env_imports",
             )
+        # After the proof, which root runs: the sources are the user's.
+        lead_to(settings.source_paths, destination)
         with contextlib.suppress(FileNotFoundError):
             (destination / ".lock").unlink()
         record = {
@@ -303,6 +318,9 @@ def from_wheelhouse(settings: Settings) -> Settings:
 def _check(settings: Settings, requirements: Sequence[Requirement], check_mode: bool) -> None:
     if settings.offline and not settings.find_links and not settings.wheelhouse:
         raise EnvError("python_env_offline is set, but python_env_find_links names no directory to install from")
+    for path in settings.source_paths:
+        if not path.startswith("/") or "\n" in path:
+            raise EnvError(f"python_env_source_paths leads to '{path}': allowed are absolute paths of one line")
     for module in settings.imports:
         if not all(part.isidentifier() for part in module.split(".")):
             raise EnvError(f"python_env_imports names '{module}': allowed are names of modules, such as ray.train")
@@ -330,7 +348,7 @@ def _ensure(settings: Settings, check_mode: bool) -> Outcome:
         if settings.wheelhouse and not settings.wheels:
             # In check mode, where the wheelhouse is still to be filled: what was built then will do again.
             built = str(record.get("wheels", ""))
-        return Target(environment_hash(requirements, version, settings.uv_version), built)
+        return Target(environment_hash(requirements, version, settings.uv_version, settings.source_paths), built)
 
     if settings.rollback:
         return _roll_back(settings, requirements, current, found[1] if found else "", check_mode)
@@ -407,7 +425,9 @@ def _roll_back(
 ) -> Outcome:
     """Switch to the environment that was in use last before that of the lock; where it is in use, leave it."""
     record = read_record(current) if current else {}
-    own = environment_hash(requirements, python or str(record.get("python", "")), settings.uv_version)
+    own = environment_hash(
+        requirements, python or str(record.get("python", "")), settings.uv_version, settings.source_paths
+    )
     target, kept = current, record
     if not record or record.get("hash") == own:
         venvs = settings.root / "venvs"

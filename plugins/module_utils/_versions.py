@@ -120,7 +120,9 @@ class Edited:
 
 
 def fingerprint(environment: Path) -> dict[str, str]:
-    """Each entry of the place for packages; a distribution's with the digest of its list of files and their hashes."""
+    """Each entry of the place for packages: a distribution with the digest of its list of files and their hashes, what leads
+    Python elsewhere with that of its text.
+    """
     place = site_packages(environment)
     if place is None:
         return {}
@@ -132,6 +134,9 @@ def fingerprint(environment: Path) -> dict[str, str]:
         if distribution(entry) is not None:
             with contextlib.suppress(OSError):
                 digest = hashlib.sha256((place / entry / "RECORD").read_bytes()).hexdigest()
+        elif entry.endswith(".pth"):
+            with contextlib.suppress(OSError):
+                digest = hashlib.sha256((place / entry).read_bytes()).hexdigest()
         entries[entry] = digest
     return entries
 

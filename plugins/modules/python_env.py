@@ -136,6 +136,14 @@ options:
     type: list
     elements: str
     default: []
+  source_paths:
+    description:
+      - Directories where Python finds modules besides the packages, as absolute paths, such as those of a training source on the
+        shared directory. They come after the packages, and need not be there yet.
+      - They are part of what names the environment. Where they end up is one file C(.pth).
+    type: list
+    elements: str
+    default: []
   keep:
     description:
       - How many environments are kept beside the one in use, last used first. With V(0) one that processes still run
@@ -262,6 +270,7 @@ def main() -> None:
             "allow_builds": {"type": "bool", "default": False},
             "compile": {"type": "bool", "default": True},
             "imports": strings,
+            "source_paths": strings,
             "keep": {"type": "int", "default": 1},
             "rollback": {"type": "bool", "default": False},
             "min_free_bytes": {"type": "int", "default": 0},

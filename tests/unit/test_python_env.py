@@ -120,14 +120,16 @@ def test_markers(marker: str, python: str, holds: bool) -> None:
 def test_the_hash_depends_on_versions_only() -> None:
     one = locks.parse_lock(lock_of(six="1.17.0", ray="2.60.0"), "x")
     other = locks.parse_lock("# made today\n" + lock_of(ray="2.60.0", six="1.17.0"), "y")
-    assert locks.environment_hash(one, "3.11.2", "0.13.9") == locks.environment_hash(other, "3.11.2", "0.13.9")
+    assert locks.environment_hash(one, "3.11.2", "0.13.9", ()) == locks.environment_hash(other, "3.11.2", "0.13.9", ())
     changed = {
-        locks.environment_hash(one, "3.11.2", "0.13.9"),
-        locks.environment_hash(one, "3.11.3", "0.13.9"),
-        locks.environment_hash(one, "3.11.2", "0.14.0"),
-        locks.environment_hash(locks.parse_lock(lock_of(six="1.16.0", ray="2.60.0"), "x"), "3.11.2", "0.13.9"),
+        locks.environment_hash(one, "3.11.2", "0.13.9", ()),
+        locks.environment_hash(one, "3.11.3", "0.13.9", ()),
+        locks.environment_hash(one, "3.11.2", "0.14.0", ()),
+        locks.environment_hash(locks.parse_lock(lock_of(six="1.16.0", ray="2.60.0"), "x"), "3.11.2", "0.13.9", ()),
+        locks.environment_hash(one, "3.11.2", "0.13.9", ["/mnt/shared/src/x"]),
+        locks.environment_hash(one, "3.11.2", "0.13.9", ["/mnt/shared/src/x", "/mnt/shared/src/y"]),
     }
-    assert len(changed) == 4
+    assert len(changed) == 6
 
 
 @pytest.mark.parametrize("path", LOCKS, ids=lambda path: path.name)
@@ -535,6 +537,40 @@ def test_drift_is_named_and_mended_beside(node: Node, change, words: list[str]) 
     # Also where the edit went through to the cache.
     assert (node.place / "six.py").read_text() == "version = '1.17.0'\n"
     assert node.ensure().changed is False
+
+
+def test_sources_are_found_after_the_packages_and_name_the_environment(
+    real: Node, wheels: dict[str, object], tmp_path: Path
+):
+    sources = [tmp_path / "src" / "trainer", tmp_path / "src" / "trainer" / "external"]
+    for source, module in zip(sources, ("thing", "helper")):
+        source.mkdir(parents=True)
+        (source / f"{module}.py").write_text("")
+    plain = real.ensure(**wheels)
+    # Another environment: what leads to the sources is part of it.
+    built = real.ensure(source_paths=list(map(str, sources)), imports=["thing"], **wheels)
+    assert built.built and built.hash != plain.hash
+    code = "import helper, sys, thing; print(helper.__file__, thing.__file__)"
+    done = subprocess.run(
+        [Path(built.target, "bin/python"), "-c", code], capture_output=True, text=True, check=True, timeout=60
+    )
+    helper, thing = done.stdout.split()
+    assert (helper, "site-packages" in thing) == (str(sources[1] / "helper.py"), True)
+    assert not real.ensure(source_paths=list(map(str, sources)), imports=["thing"], **wheels).changed
+    # The proof runs as root and does not import from them.
+    with pytest.raises(locks.EnvError, match="python_env_imports"):
+        real.ensure(source_paths=[str(sources[1])], imports=["helper"], **wheels)
+
+
+def test_sources_changed_by_hand_are_drift(node: Node) -> None:
+    before = node.ensure(source_paths=["/mnt/shared/src/trainer"])
+    leads = node.place / "metalray-sources.pth"
+    assert leads.read_text() == "/mnt/shared/src/trainer\n"
+    leads.write_text("/home/eve\n")
+    does = node.ensure(source_paths=["/mnt/shared/src/trainer"])
+    assert does.drift == ["metalray-sources.pth was edited"] and does.target == before.target + "-2"
+    with pytest.raises(locks.EnvError, match="python_env_source_paths leads to 'trainer'"):
+        node.ensure(source_paths=["trainer"])
 
 
 def test_caches_of_python_are_no_drift(node: Node) -> None:
