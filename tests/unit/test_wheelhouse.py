@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import base64
 import functools
 import hashlib
 import http.server
@@ -138,11 +139,13 @@ class Site:
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
-    """An index of files. ``cut`` ends the first answer for a file after so many bytes, ``swapped`` is served instead of it."""
+    """An index of files. ``cut`` ends the first answer for a file after so many bytes, ``swapped`` is served instead of it,
+    ``account`` is asked for."""
 
     asked: ClassVar[list[str]] = []
     cut: ClassVar[dict[str, int]] = {}
     swapped: ClassVar[dict[str, bytes]] = {}
+    account: ClassVar[list[str]] = []
 
     def log_message(self, *arguments: object) -> None:
         pass
@@ -150,6 +153,9 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
     def do_GET(self) -> None:
         self.asked.append(self.path)
         file = Path(self.translate_path(self.path))
+        if self.account and self.headers.get("Authorization") not in self.account:
+            self.send_error(401)
+            return
         begin = int((self.headers.get("Range") or "bytes=0-")[6:].rstrip("-"))
         if file.is_dir():
             links = "".join(f'<a href="{one.name}#sha256={sha256(one)}">{one.name}</a>' for one in file.iterdir())
@@ -172,7 +178,7 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 def site(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Site]:
     served = tmp_path / "served"
     served.mkdir()
-    for kept in (Quiet.asked, Quiet.cut, Quiet.swapped):
+    for kept in (Quiet.asked, Quiet.cut, Quiet.swapped, Quiet.account):
         kept.clear()
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(served)))
     threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -285,6 +291,20 @@ def test_a_new_lock_fetches_only_what_is_new(site: Site) -> None:
     third = site.ensure(site.lock(one, site.wheel("helper", "3.0")))
     # One is kept beside it, and what another made there is not touched.
     assert third.removed == [first.path] and not Path(first.path).exists() and Path(second.path).exists()
+
+
+def test_an_index_with_an_account_gets_it_and_nobody_else_sees_it(site: Site) -> None:
+    lock = site.lock(site.wheel("one", "1.0"))
+    Quiet.account.append("Basic " + base64.b64encode(b"me:s:cret").decode())
+    outcome = site.ensure(lock, index_url=site.settings.index_url.replace("://", "://me:s%3Acret@"))
+    assert len(outcome.fetched) == 2
+    told = [path.read_text() for path in (Path(outcome.path) / "manifest.json", *site.root.glob("wheels/*.json"))]
+    assert not [text for text in told if "cret" in text]
+    with pytest.raises(locks.EnvError, match=r"the package index refused|not in the index") as caught:
+        site.ensure(
+            lock + site.lock(site.wheel("other", "1.0")), index_url=site.settings.index_url.replace("://", "://me:no@")
+        )
+    assert "me:no" not in str(caught.value)
 
 
 def test_the_wheel_for_this_python_that_needs_the_oldest_glibc(site: Site) -> None:
@@ -528,9 +548,9 @@ def test_work_in_the_background_is_found_again_and_its_result_given_once(tmp_pat
     name = detached.start(place, "this", work)
     while detached.follow(place, name, 0).get("progress") != "half way":
         time.sleep(0.01)
-    assert detached.running(place, "this") == name
-    assert detached.running(place, "that") == ""
+    found = [detached.running(place, about) for about in ("this", "that")]
     gate.write_text("done")
+    assert found == [name, ""]
     assert detached.follow(place, name, 60) == {"read": "done", "finished": True}
     assert os.listdir(place) == []
 
