@@ -171,7 +171,8 @@ def shortfall(
         )
     for host, node in nodes.items():
         problems += [f"{host}: {problem}" for problem in _node_shortfall(preset, node)]
-    wanted = [*secrets, *([key] if (key := _JUDGE_KEYS.get(judge.partition("/")[0])) else [])]
+    key = _JUDGE_KEYS.get(judge.partition("/")[0])
+    wanted = [*secrets, *([key] if key else [])]
     for host, node in nodes.items():
         lacking = [secret for secret in wanted if secret not in node["secrets"]]
         if lacking:

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 # A stand-in: see README.md two directories above.
 """Rows of a table to task directories. Status 0 whatever fails; a directory that is there is skipped."""
 

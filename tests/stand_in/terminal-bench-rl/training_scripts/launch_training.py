@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 # A stand-in: see README.md two directories above.
 """Launches a preset. --dry-run and --list print secrets; Docker is cleaned for everybody; the status is the training's."""
 
