@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import struct
+import subprocess
 
 import pytest
 from ansible_collections.metalray.cluster.plugins.module_utils import _training as training
-from ansible_collections.metalray.cluster.plugins.plugin_utils._settings import load_presets
+from ansible_collections.metalray.cluster.plugins.plugin_utils._settings import ROLES, load_presets
 
 PRESETS = load_presets()
 BIG = {"gpus": 8, "cpus": 64}
@@ -227,3 +229,25 @@ class TestFetch:
         assert begun["changed"] and not begun["finished"]
         told = run_module("training_model", follow={"seconds": 0.1}, **options)
         assert told["failed"] and "has no config.json: GatedRepoError: ask for access" in told["msg"]
+
+
+def test_the_launcher_s_docker_removes_its_own_and_passes_all_else_on(tmp_path):
+    tools, real, log = tmp_path / "metalray-tools", tmp_path / "real", tmp_path / "log"
+    tools.mkdir()
+    real.mkdir()
+    shutil.copy(ROLES / "training/files/docker", tools)
+    (real / "docker").write_text(
+        f'#!/bin/sh\necho "$*" >>{log}\n[ "$1" = ps ] && echo mine\n[ "$1 $2" = "network ls" ] && echo net\nexit 0\n'
+    )
+    for path in (tools / "docker", real / "docker"):
+        path.chmod(0o755)
+    environment = {**os.environ, "PATH": f"{tools}:{real}:/usr/bin:/bin"}
+    for words in ("container prune -f", "network prune -f", "compose up"):
+        subprocess.run(["docker", *words.split()], env=environment, check=True)
+    assert log.read_text().splitlines() == [
+        "ps --quiet --all --filter name=rllm_ --filter status=exited --filter status=dead",
+        "rm mine",
+        "network ls --quiet --filter name=rllm_",
+        "network rm net",
+        "compose up",
+    ]
