@@ -432,8 +432,8 @@ def test_a_failed_import_is_not_switched_to(node: Node) -> None:
 def test_a_hanging_build_is_ended(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_UV", "hang")
     start = time.monotonic()
-    with pytest.raises(env.EnvError, match=r"not done within 1 seconds (?s:.*)Downloading torch"):
-        node.ensure(timeout=1)
+    with pytest.raises(env.EnvError, match=r"not done within 4 seconds (?s:.*)Downloading torch"):
+        node.ensure(timeout=4)
     assert time.monotonic() - start < 20
     assert node.environments == []
 
