@@ -26,7 +26,8 @@ def read_specs(roles: Path = ROLES) -> dict[str, dict[str, Any]]:
     specs: dict[str, dict[str, Any]] = {}
     for path in sorted(roles.glob("*/meta/argument_specs.yml")):
         for entry_point in yaml.safe_load(path.read_text(encoding="utf-8"))["argument_specs"].values():
-            specs.update(entry_point.get("options") or {})
+            # What the entry point main says of a variable comes first, and holds.
+            specs = {**(entry_point.get("options") or {}), **specs}
     return specs
 
 
