@@ -37,18 +37,18 @@ class Run:
         return " ".join(self.text.split())
 
 
+def users_environment(**more: str) -> dict[str, str]:
+    """The environment of a run by hand: without what Molecule sets, and without colours, which the recap would be read with."""
+    inherited = {k: v for k, v in os.environ.items() if k not in ("ANSIBLE_CONFIG", "ANSIBLE_COLLECTIONS_PATH")}
+    return {**inherited, "METALRAY_SANDBOX": NAME, "ANSIBLE_NOCOLOR": "1", "ANSIBLE_FORCE_COLOR": "0", **more}
+
+
 def site(
     *arguments: str, cwd: Path = PROJECT, playbook: str = "site.yml", inventory: Path = INVENTORY, **environment: str
 ) -> Run:
-    # Molecule asks for colours, which the recap would be read with.
-    plain = {"ANSIBLE_NOCOLOR": "1", "ANSIBLE_FORCE_COLOR": "0"}
-    env = {**os.environ, "METALRAY_SANDBOX": NAME, **plain, **environment}
-    for name in ("ANSIBLE_CONFIG", "ANSIBLE_COLLECTIONS_PATH"):
-        if name not in environment:
-            env.pop(name, None)
     done = subprocess.run(
         ["ansible-playbook", "-i", str(inventory), playbook, *arguments],
-        cwd=cwd, env=env, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+        cwd=cwd, env=users_environment(**environment), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
     )  # fmt: skip
     recap = {
         host: {key: int(value) for key, value in re.findall(r"(\w+)=(\d+)", counts)}

@@ -8,9 +8,11 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
-from sandbox import INVENTORY, NODES, PROJECT, assert_unchanged, fingerprints, on, power, site
+import yaml
+from sandbox import INVENTORY, NODES, PROJECT, assert_unchanged, fingerprints, on, power, site, users_environment
 
 STAGES = [
     "preflight",
@@ -58,7 +60,17 @@ def test_one_worker_alone():
     assert set(run.recap) == {"node2"} and run.changed == 0
 
 
-def test_the_installed_collection_does_the_same(tmp_path):
+def play_names(path: Path) -> list[str]:
+    names: list[str] = []
+    for play in yaml.safe_load(path.read_text(encoding="utf-8")):
+        imported = play.get("ansible.builtin.import_playbook")
+        names += play_names(path.parent / imported) if imported else [play["name"]]
+    return names
+
+
+def test_the_installed_collection_does_the_same_where_awx_runs_it(tmp_path):
+    """By ansible-runner, whose events are what AWX shows."""
+    pytest.importorskip("ansible_runner")
     subprocess.run(
         ["ansible-galaxy", "collection", "build", "--output-path", tmp_path],
         cwd=PROJECT,
@@ -71,11 +83,27 @@ def test_the_installed_collection_does_the_same(tmp_path):
         check=True,
         capture_output=True,
     )
-    assert not (tmp_path / "ansible_collections/metalray/cluster/collections").exists()
-    run = site(
-        cwd=tmp_path, playbook="metalray.cluster.site", ANSIBLE_COLLECTIONS_PATH=str(tmp_path), ANSIBLE_PIPELINING="1"
-    )
-    assert_unchanged(run)
+    installed = tmp_path / "ansible_collections/metalray/cluster"
+    assert not (installed / "collections").exists()
+
+    (tmp_path / "run/project").mkdir(parents=True)
+    run = subprocess.run(
+        ["ansible-runner", "run", tmp_path / "run", "--ident", "site", "--inventory", INVENTORY,
+         "--playbook", "metalray.cluster.site"],
+        env=users_environment(ANSIBLE_COLLECTIONS_PATH=str(tmp_path), ANSIBLE_PIPELINING="1"),
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stdout[-6000:] + run.stderr
+    files = (tmp_path / "run/artifacts/site/job_events").glob("*.json")
+    written = [path.read_text(encoding="utf-8") for path in files]
+    events = sorted(map(json.loads, written), key=lambda event: event["counter"])
+    assert not {"runner_on_failed", "runner_on_unreachable", "error"} & {event["event"] for event in events}
+    begun = [event["event_data"]["name"] for event in events if event["event"] == "playbook_on_play_start"]
+    assert begun == play_names(installed / "playbooks/site.yml")
+    (recap,) = [event["event_data"] for event in events if event["event"] == "playbook_on_stats"]
+    assert set(recap["ok"]) == set(NODES) and recap["changed"] == {}
+    token = on("node1", "sudo cat /etc/metalray/ray_token")
+    assert len(token) == 64 and not any(token in text for text in written)
 
 
 def test_a_checkout_may_have_any_name(tmp_path):
