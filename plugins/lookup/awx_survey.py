@@ -5,14 +5,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from ansible.errors import AnsibleError
-from ansible.plugins.lookup import LookupBase
-
-from ..module_utils._awx_survey import NoQuestion, survey
-from ..plugin_utils._settings import read_specs
-
 DOCUMENTATION = r"""
 name: awx_survey
 short_description: An AWX survey that asks for variables of this collection's roles
@@ -67,6 +59,14 @@ _raw:
           type: multiplechoice
           choices: ["true", "false"]
 """
+
+from typing import Any
+
+from ansible.errors import AnsibleError
+from ansible.plugins.lookup import LookupBase
+
+from ..module_utils._awx_survey import NoQuestion, survey
+from ..plugin_utils._settings import read_specs
 
 
 class LookupModule(LookupBase):
