@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from ..module_utils._access import git_configuration
+from ..module_utils._access import git_configuration, without_account
 
 DOCUMENTATION = r"""
 name: git_configuration
@@ -29,10 +29,14 @@ options:
     description: The repository's address.
     type: str
     required: true
-  replaced:
-    description: Repositories that are taken from elsewhere, their address to the directory.
+  repositories:
+    description: Repositories of a bundle, their address without an account to the directory's name. They are asked instead.
     type: dict
     default: {}
+  directory:
+    description: Where on the node these directories are.
+    type: str
+    default: ''
 """
 
 EXAMPLES = r"""
@@ -53,8 +57,13 @@ _value:
 """
 
 
-def configuration(values: Mapping[str, Any], url: str, replaced: Mapping[str, str] | None = None) -> str:
-    return git_configuration({name: str(value) for name, value in values.items()}, url, replaced)
+def configuration(
+    values: Mapping[str, Any], url: str, repositories: Mapping[str, str] | None = None, directory: str = ""
+) -> str:
+    places = {address: f"file://{directory}/{name}" for address, name in (repositories or {}).items()}
+    if without_account(url) in places:
+        places[url] = places[without_account(url)]
+    return git_configuration({name: str(value) for name, value in values.items()}, url, places)
 
 
 class FilterModule:

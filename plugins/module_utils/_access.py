@@ -37,6 +37,10 @@ def account(address: str) -> str:
     return found.group(1) if found else ""
 
 
+def without_account(address: str) -> str:
+    return re.sub(r"^(\w+://)[^/\s]+@", r"\1", address)
+
+
 def environment(
     own: Mapping[str, Any],
     proxy: str = "",

@@ -21,6 +21,7 @@ from ansible.module_utils.common.validation import check_type_bool, check_type_l
 
 from . import _nfs as nfs
 from ._access import check_access, masked
+from ._bundle import check_bundle, lock_text
 from ._docker import DockerError, check_pools, taken_by_reservation
 from ._firewall import FirewallError, closed_ports, parse_networks
 from ._first_contact import judge, together
@@ -309,6 +310,27 @@ def plan_addresses(
     return picked, network, twins
 
 
+def plan_bundles(
+    nodes: Mapping[str, Mapping[str, Any]], values: Mapping[str, Mapping[str, Any]]
+) -> tuple[dict[str, dict[str, Any]], list[str]]:
+    """What the bundle of each host that has one holds, as far as roles need to know, and problems."""
+    bundles: dict[str, dict[str, Any]] = {}
+    found: list[tuple[str, str]] = []
+    for host, node in nodes.items():
+        if not values[host].get("cluster_bundle"):
+            continue
+        lock = lock_text(values[host])
+        manifest, wrong = check_bundle(values[host], node["os"], node["architecture"], lock)
+        found += [(host, problem) for problem in wrong]
+        if manifest:
+            bundles[host] = {
+                "packages": list(manifest.packages),
+                "sources": dict(manifest.sources),
+                "built": [f"{name}#sha256={manifest.files[f'wheels/{name}']['sha256']}" for name in manifest.built],
+            }
+    return bundles, together(found)
+
+
 def check_nfs(
     nodes: Mapping[str, Mapping[str, Any]],
     values: Mapping[str, Mapping[str, Any]],
@@ -434,6 +456,8 @@ def make_plan(
         + check_users(answered)
         + check_same(values, ("cluster_shared_dir", "cluster_shared_backend"))
     )
+    bundles, wrong = plan_bundles(answered, values)
+    problems += wrong
     picked, network, wrong = plan_addresses(answered, values, head)
     problems += wrong
     refusals, warnings = judge(answered, values, {host: one.address for host, one in picked.items()}, runs)
@@ -480,6 +504,7 @@ def make_plan(
                 "gpus": node["gpus"],
                 "os": node["os"],
                 "architecture": node["architecture"],
+                "bundle": bundles.get(host, {}),
                 **{key: node["user"][key] for key in ("uid", "gid", "group", "home")},
             }
             for host, node in answered.items()

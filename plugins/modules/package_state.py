@@ -53,8 +53,10 @@ options:
         sees a process's environment.
     type: dict
     default: {}
-  sources:
-    description: The only list of sources, a file on the node, that apt is to install from. Empty is the node's own sources.
+  repository:
+    description:
+      - Directory on the node with a flat repository, from which alone apt is to install. Empty is the node's own sources.
+      - It is trusted as it is, without a signature.
     type: str
     default: ''
 notes:
@@ -98,10 +100,10 @@ mended:
 environment:
   description:
     - The environment for apt. C(APT_CONFIG) in it leads to a configuration for the runs of this collection alone, which is
-      written where something is missing and O(environment) or O(sources) ask for it.
+      written where something is missing and O(environment) or O(repository) ask for it.
   returned: success
   type: dict
-  sample: {APT_CONFIG: /run/metalray/apt.conf}
+  sample: {APT_CONFIG: /run/metalray-apt/apt.conf}
 locks:
   description: Which processes hold a lock of apt or dpkg now, a sentence each.
   returned: success
@@ -118,18 +120,26 @@ from ..module_utils._dpkg import DpkgError, describe_holder, lock_holders, prepa
 from ..module_utils._files import FilesError, Wanted, apply_files
 
 # Gone with the next boot: apt of nobody else reads it.
-_CONFIGURATION = "/run/metalray/apt.conf"
+_DIRECTORY = "/run/metalray-apt"
+_CONFIGURATION = f"{_DIRECTORY}/apt.conf"
+_SOURCES = f"{_DIRECTORY}/apt.list"
 
 
 def apt_environment(module: AnsibleModule) -> dict[str, str]:
     """What apt needs in its environment, its configuration written where it needs one."""
     values = {name: str(value) for name, value in module.params["environment"].items()}
     left = without_addresses(values)
-    text = apt_configuration(values, module.params["sources"])
+    repository = module.params["repository"]
+    text = apt_configuration(values, _SOURCES if repository else "")
     if not text:
         return left
     if not module.check_mode:
-        apply_files(module, [Wanted(_CONFIGURATION, text, "0600", secret=True)])
+        files = [Wanted(_CONFIGURATION, text, "0600", secret=True)]
+        if repository:
+            # What is in it was held against the bundle's manifest, which is the signature here.
+            files.append(Wanted(_SOURCES, f"deb [trusted=yes] file:{repository} ./\n"))
+            files.append(Wanted(f"{_DIRECTORY}/lists/partial", state="directory", mode="0755"))
+        apply_files(module, files)
     return {**left, "APT_CONFIG": _CONFIGURATION}
 
 
@@ -142,7 +152,7 @@ def main() -> None:
             "lock_timeout": {"type": "int", "default": 600},
             "lock_variable": {"type": "str", "default": "lock_timeout"},
             "environment": {"type": "dict", "default": {}},
-            "sources": {"type": "str", "default": ""},
+            "repository": {"type": "str", "default": ""},
         },
         supports_check_mode=True,
     )

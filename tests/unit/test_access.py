@@ -144,12 +144,15 @@ def wheel(directory: Path) -> Path:
 
 def repository(directory: Path, scratch: Path) -> None:
     """A git repository as plain files, for git's oldest protocol over HTTP."""
-    quiet = {"cwd": scratch, "check": True, "capture_output": True}
+
+    def git(*words: str) -> None:
+        subprocess.run(["git", *words], cwd=scratch, check=True, capture_output=True)
+
     named = ["-c", "user.name=x", "-c", "user.email=x@example.org"]
-    subprocess.run(["git", "init", "-q", "-b", "main", "work"], **quiet)
-    subprocess.run(["git", "-C", "work", *named, "commit", "-q", "--allow-empty", "-m", "first"], **quiet)
-    subprocess.run(["git", "clone", "-q", "--bare", "work", str(directory)], **quiet)
-    subprocess.run(["git", "-C", str(directory), "update-server-info"], **quiet)
+    git("init", "-q", "-b", "main", "work")
+    git("-C", "work", *named, "commit", "-q", "--allow-empty", "-m", "first")
+    git("clone", "-q", "--bare", "work", str(directory))
+    git("-C", str(directory), "update-server-info")
 
 
 class Site:
@@ -350,7 +353,7 @@ def test_a_role_s_own_setting_goes_before_the_site_s() -> None:
 def test_the_module_hands_apt_its_configuration_and_shows_no_account(run_module) -> None:
     values = site_environment({"X": "1"}, proxy=f"http://{ACCOUNT}@proxy.test:3128")
     answer = run_module("package_state", check=True, names=["no-such-package"], environment=values)
-    assert answer["environment"]["APT_CONFIG"] == "/run/metalray/apt.conf" and answer["environment"]["X"] == "1"
+    assert answer["environment"]["APT_CONFIG"] == "/run/metalray-apt/apt.conf" and answer["environment"]["X"] == "1"
     assert "s3cr" not in json.dumps(answer)
     assert run_module("package_state", check=True, names=["dpkg"], environment=values)["environment"] == {}
 

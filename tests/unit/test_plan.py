@@ -35,6 +35,7 @@ SPECS = {
     "python_env_source_url": {"type": "str", "default": ""},
     "python_env_source_version": {"type": "str", "default": ""},
     "training_job": {"type": "str", "choices": ["smoke", "command", "none"], "default": "smoke"},
+    "cluster_bundle": {"type": "path"},
     "training_command": {"type": "str", "default": ""},
     "training_secrets": {"type": "dict", "default": {}, "no_log": True},
 }
@@ -377,3 +378,9 @@ def test_what_is_dangerous_is_a_warning(cluster):
     cluster.values = {name: {"nfs_server_root_squash": "no", "nfs_client_mount_options": "rw,soft"} for name in "abc"}
     assert cluster.plan()[1] == []
     assert [warning.split(" ")[0] for warning in cluster.warnings] == ["nfs_server_root_squash", "'soft'"]
+
+
+def test_a_bundle_is_held_against_every_node_before_anything_is_changed(cluster, tmp_path):
+    for values in cluster.values.values():
+        values["cluster_bundle"] = str(tmp_path / "none.tar")
+    assert f"a, b, c: cluster_bundle is '{tmp_path}/none.tar', and there is no such file" in cluster.problems()

@@ -21,6 +21,8 @@ SHARED = (
     "cluster_proxy",
     "cluster_no_proxy",
     "cluster_ca_bundle",
+    "cluster_bundle",
+    "cluster_bundle_sha256",
 )
 
 
