@@ -39,6 +39,7 @@ _PROGRAMS = {
     "shellcheck": "shellcheck",
     "ssh": "openssh-client",
     "ssh-keygen": "openssh-client",
+    "sudo": "sudo",
     "sysctl": "procps",
 }
 # Of modules that run on a node, and of the tests; Debian gives them to root alone.

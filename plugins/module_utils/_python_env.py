@@ -428,7 +428,7 @@ def _roll_back(
     own = environment_hash(
         requirements, python or str(record.get("python", "")), settings.uv_version, settings.source_paths
     )
-    target, kept = current, record
+    target, kept = current or settings.root, record
     if not record or record.get("hash") == own:
         venvs = settings.root / "venvs"
         finished = sorted(venvs.glob(f"*/{RECORD_FILE}"), key=lambda path: path.stat().st_mtime, reverse=True)
@@ -443,7 +443,6 @@ def _roll_back(
                 f"below {venvs} that is as it was built. Take python_env_rollback away, and name the lock to go back to in "
                 "python_env_lock; python_env_keep says how many are kept"
             )
-    assert target is not None
     changed = target != current
     if changed and not check_mode:
         with building(settings):

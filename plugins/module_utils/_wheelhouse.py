@@ -635,9 +635,8 @@ class House:
 
     def checkout(self, source: Item, place: Path) -> Path:
         """The tree of a commit, with its submodules."""
-        match = re.fullmatch(r"git\+(.*)@([0-9a-f]{40})(?:#(.*))?", source.source)
-        assert match is not None
-        commit, folder = match.group(2), match.group(3) or ""
+        # As the lock's parser let it through: ADDRESS@COMMIT, and #FOLDER where there is one.
+        commit, _hash_sign, folder = source.source.rpartition("@")[2].partition("#")
         tree = place / "source"
         remove(tree)
         what = f"fetching {source.name} at {commit[:12]}"
