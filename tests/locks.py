@@ -234,6 +234,7 @@ def index_address() -> str:
 def list_files(index: str, name: str) -> list[Mapping]:
     """The files that the index has of a package."""
     request = urllib.request.Request(f"{index}/{name}/", headers={"Accept": _JSON})
+    reason = ""
     for attempt in range(_ATTEMPTS):
         try:
             with urllib.request.urlopen(request, timeout=30) as answer:

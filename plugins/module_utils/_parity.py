@@ -160,7 +160,7 @@ def _differences(facts: Mapping[str, Facts], names: Sequence[str], everything: b
         different = compare_by(name, "package", True, values, wrong=by_hand)
         yield different
         # Equal versions may be different files: a wheel for another platform, or one that was compiled on each node.
-        expected = different.expected if different else next(iter(values.values()))
+        expected = different.expected if different else next(iter(values.values()), "")
         files = {
             host: found["contents"][name]
             for host, found in facts.items()
