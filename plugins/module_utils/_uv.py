@@ -55,6 +55,19 @@ class Tools:
     timeout_variable: str = "python_env_timeout"
 
 
+# Options of the modules that take packages with uv, documented in the fragment of that name.
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "lock_name": {"type": "str", "default": "lock"},
+    "python_archive": {"type": "str", "default": ""},
+    "uv_version": {"type": "str", "required": True},
+    "uv_lock": {"type": "str", "required": True},
+    "index_url": {"type": "str", "default": ""},
+    "extra_index_urls": {"type": "list", "elements": "str", "default": []},
+    "find_links": {"type": "list", "elements": "path", "default": []},
+    "ca_bundle": {"type": "path", "default": ""},
+    "torch_backend": {"type": "str", "default": ""},
+}
+
 Causes = Sequence[tuple[str, str, str]]
 
 UNREACHABLE = (

@@ -19,6 +19,8 @@ description:
   - An environment is named by a hash of its lock (without comments and order), Python's full version and uv's
     version, so that equal names mean equal environments on all nodes. One that is still there from before is switched
     to without a build.
+extends_documentation_fragment:
+  - metalray.cluster.uv
 author:
   - The metalray contributors (@metalray)
 attributes:
@@ -40,10 +42,6 @@ options:
       - Kept out of logs for its size.
     type: str
     required: true
-  lock_name:
-    description: How messages name the lock, such as its path on the controller.
-    type: str
-    default: lock
   wheelhouse:
     description:
       - Directory with all packages of O(lock) as wheels, and with uv's, as M(metalray.cluster.wheelhouse) makes it. Packages
@@ -65,13 +63,6 @@ options:
       - V(3.12), without a patch, is whatever 3.12 the node has, or the newest that uv knows; nodes may differ in it.
     type: str
     default: /usr/bin/python3
-  python_archive:
-    description:
-      - Archive of the Python in O(python), for a node that lacks it, as python-build-standalone makes them
-        (C(install_only.tar.gz)). An address, or a path on the node, followed by C(#sha256=) and its hash.
-      - O(python) must be a full version then.
-    type: str
-    default: ''
   root:
     description: Directory on the node's own disk for the environments, uv and its cache. It will belong to root.
     type: path
@@ -80,39 +71,6 @@ options:
     description: The link that leads to the environment in use.
     type: path
     default: /opt/metalray/venv
-  uv_version:
-    description: Version of uv.
-    type: str
-    required: true
-  uv_lock:
-    description: Text of a requirements file with the hashes of uv in O(uv_version).
-    type: str
-    required: true
-  index_url:
-    description:
-      - Address of the package index. Empty is the default of uv and pip. An account in it is not shown in messages.
-    type: str
-    default: ''
-  extra_index_urls:
-    description: Addresses of more package indexes.
-    type: list
-    elements: str
-    default: []
-  find_links:
-    description: Directories on the node with packages to install from, beside the index.
-    type: list
-    elements: path
-    default: []
-  ca_bundle:
-    description:
-      - File on the node with the certificates of the authorities to trust. Empty is the system's own bundle where
-        there is one.
-    type: path
-    default: ''
-  torch_backend:
-    description: Value for uv's C(--torch-backend), such as V(cu130) or V(cpu). Empty is none.
-    type: str
-    default: ''
   offline:
     description:
       - Use no index and no network. Needs O(find_links).
@@ -171,7 +129,6 @@ options:
     default: {}
 notes:
   - Needs the module venv of the system's Python (Debian's package python3-venv) to install uv.
-  - Messages name the options with the prefix C(python_env_), as the variables of the role are named.
 """
 
 EXAMPLES = r"""
@@ -244,28 +201,22 @@ from ansible.module_utils.basic import AnsibleModule
 from ..module_utils._access import apply_environment, hide_accounts
 from ..module_utils._lock import EnvError
 from ..module_utils._python_env import Settings, ensure
+from ..module_utils._uv import ARGUMENTS
 
 
 def main() -> None:
     strings = {"type": "list", "elements": "str", "default": []}
     module = AnsibleModule(
         argument_spec={
+            **ARGUMENTS,
             # No secret, but hundreds of kilobytes that no log of the node should carry on every run.
             "lock": {"type": "str", "required": True, "no_log": True},
-            "lock_name": {"type": "str", "default": "lock"},
             "wheelhouse": {"type": "str", "default": ""},
             "wheels": {"type": "str", "default": "", "no_log": True},
             "python": {"type": "str", "default": "/usr/bin/python3"},
-            "python_archive": {"type": "str", "default": ""},
             "root": {"type": "path", "default": "/opt/metalray"},
             "venv": {"type": "path", "default": "/opt/metalray/venv"},
-            "uv_version": {"type": "str", "required": True},
-            "uv_lock": {"type": "str", "required": True, "no_log": True},
-            "index_url": {"type": "str", "default": ""},
-            "extra_index_urls": strings,
-            "find_links": {"type": "list", "elements": "path", "default": []},
-            "ca_bundle": {"type": "path", "default": ""},
-            "torch_backend": {"type": "str", "default": ""},
+            "uv_lock": {**ARGUMENTS["uv_lock"], "no_log": True},
             "offline": {"type": "bool", "default": False},
             "allow_builds": {"type": "bool", "default": False},
             "compile": {"type": "bool", "default": True},

@@ -22,6 +22,8 @@ description:
     returns the lock of exactly these wheels, by which nodes install.
   - Fetching and building go on in the background on the node, and how far they are is shown. A lost connection, or a run that
     is stopped, does not end them; the next run finds them again.
+extends_documentation_fragment:
+  - metalray.cluster.uv
 author:
   - The metalray contributors (@metalray)
 attributes:
@@ -41,10 +43,6 @@ options:
         hashes, or to the whole commit of a git repository.
     type: str
     required: true
-  lock_name:
-    description: How messages name the lock, such as its path on the controller.
-    type: str
-    default: lock
   path:
     description: Directory for wheelhouses. The one above it must be there.
     type: path
@@ -80,47 +78,10 @@ options:
     description: The Python that environments are based on, as in M(metalray.cluster.python_env).
     type: str
     default: /usr/bin/python3
-  python_archive:
-    description:
-      - Archive of the Python in O(python), for a node that lacks it, as python-build-standalone makes them
-        (C(install_only.tar.gz)). An address, or a path on the node, followed by C(#sha256=) and its hash.
-      - O(python) must be a full version then.
-    type: str
-    default: ''
   root:
     description: Directory on the node's own disk for uv, its cache, and the record.
     type: path
     default: /opt/metalray
-  uv_version:
-    description: Version of uv.
-    type: str
-    required: true
-  uv_lock:
-    description: Text of a requirements file with the hashes of uv in O(uv_version).
-    type: str
-    required: true
-  index_url:
-    description: Address of the package index. Empty is the default of uv and pip. An account in it is not shown in messages.
-    type: str
-    default: ''
-  extra_index_urls:
-    description: Addresses of more package indexes.
-    type: list
-    elements: str
-    default: []
-  find_links:
-    description: Directories on the node with packages to take from, beside the index.
-    type: list
-    elements: path
-    default: []
-  ca_bundle:
-    description: File on the node with the certificates of the authorities to trust. Empty is the system's own.
-    type: path
-    default: ''
-  torch_backend:
-    description: Value for uv's C(--torch-backend), such as V(cu130) or V(cpu). Empty is none.
-    type: str
-    default: ''
   offline:
     description: Use no index and no network. Needs O(find_links).
     type: bool
@@ -147,7 +108,6 @@ options:
     default: 0
 notes:
   - Needs the module venv of the system's Python (Debian's package python3-venv) to install uv, and a compiler to build.
-  - Messages name the options with the prefix C(python_env_), as the variables of the role are named.
 """
 
 EXAMPLES = r"""
@@ -229,6 +189,7 @@ from ansible.module_utils.basic import AnsibleModule
 from ..module_utils import _detached as detached
 from ..module_utils._access import apply_environment, hide_accounts
 from ..module_utils._lock import EnvError
+from ..module_utils._uv import ARGUMENTS
 from ..module_utils._wheelhouse import Settings, current, ensure
 
 
@@ -256,8 +217,8 @@ def main() -> None:
     strings = {"type": "list", "elements": "str", "default": []}
     module = AnsibleModule(
         argument_spec={
+            **ARGUMENTS,
             "lock": {"type": "str", "required": True},
-            "lock_name": {"type": "str", "default": "lock"},
             "path": {"type": "path", "required": True},
             "user": {"type": "str", "default": ""},
             "wheels": strings,
@@ -265,15 +226,7 @@ def main() -> None:
             "build": {"type": "bool", "default": True},
             "cuda_architectures": strings,
             "python": {"type": "str", "default": "/usr/bin/python3"},
-            "python_archive": {"type": "str", "default": ""},
             "root": {"type": "path", "default": "/opt/metalray"},
-            "uv_version": {"type": "str", "required": True},
-            "uv_lock": {"type": "str", "required": True},
-            "index_url": {"type": "str", "default": ""},
-            "extra_index_urls": strings,
-            "find_links": {"type": "list", "elements": "path", "default": []},
-            "ca_bundle": {"type": "path", "default": ""},
-            "torch_backend": {"type": "str", "default": ""},
             "offline": {"type": "bool", "default": False},
             "keep": {"type": "int", "default": 1},
             "timeout": {"type": "int", "default": 14400},
