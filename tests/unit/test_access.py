@@ -243,7 +243,7 @@ def test_pip_and_uv_reach_an_index(through: tuple[str, Proxy], world: Site, tmp_
     address, proxy = through
     values = site_values(world)
     index = f"{address}/simple/"
-    subprocess.run([sys.executable, "-m", "venv", "--without-pip", tmp_path / "venv"], check=True)
+    subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
     done = tool(
         [
             UV,
@@ -261,7 +261,16 @@ def test_pip_and_uv_reach_an_index(through: tuple[str, Proxy], world: Site, tmp_
     assert done.returncode == 0, done.stderr
     assert passed(proxy, address, "/simple/metalray-probe/")
     proxy.forwarded.clear()
-    pip = [sys.executable, "-m", "pip", "download", "-q", "--no-cache-dir", "--disable-pip-version-check", "--no-deps"]
+    pip = [
+        tmp_path / "venv/bin/python",
+        "-m",
+        "pip",
+        "download",
+        "-q",
+        "--no-cache-dir",
+        "--disable-pip-version-check",
+        "--no-deps",
+    ]
     done = tool([*pip, "--index-url", index, "-d", tmp_path, "metalray-probe"], {**values, **trusted_hosts([index])})
     assert done.returncode == 0, done.stderr
     assert passed(proxy, address, "/simple/metalray-probe/") and list(tmp_path.glob("metalray_probe*.whl"))
