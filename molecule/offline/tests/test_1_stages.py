@@ -1,7 +1,7 @@
 # Copyright: (c) 2026, The metalray contributors
 # GNU General Public License v3.0+ (see COPYING or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Every stage alone, by its tag, on nodes that nobody has touched. The tests build on each other, in this order."""
+"""Every stage alone, by its tag, on nodes that nobody has touched, and from a bundle. The tests build on each other, in this order."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ import json
 
 import pytest
 from sandbox import NODES, Run, assert_unchanged, fingerprints, site
+
+# Until there is one.
+NO_BUNDLE = {"METALRAY_BUNDLE": ""}
 
 
 def assert_refused(run: Run, mend: str) -> None:
@@ -24,7 +27,7 @@ def assert_refused(run: Run, mend: str) -> None:
 )
 def test_a_dry_run_says_what_it_would_do_and_does_nothing(variables):
     before = fingerprints()
-    run = site("--check", "--diff", "-e", json.dumps(variables))
+    run = site("--check", "--diff", "-e", json.dumps(variables), **NO_BUNDLE)
     assert run.status == 0, run.text[-4000:]
     assert all(run.recap[node]["changed"] > 5 for node in NODES), run.recap
     for said in (
@@ -49,14 +52,19 @@ def test_a_dry_run_says_what_it_would_do_and_does_nothing(variables):
 )
 def test_a_stage_too_early_is_refused_and_says_which_comes_first(stage, mend):
     before = fingerprints()
-    assert_refused(site("--tags", stage, "-e", "training_job=smoke"), mend)
+    assert_refused(site("--tags", stage, "-e", "training_job=smoke", **NO_BUNDLE), mend)
     assert fingerprints() == before
 
 
 def test_the_summary_of_fresh_nodes_says_that_ray_is_not_there():
-    run = site("--tags", "summary", "-e", "training_job=smoke")
+    run = site("--tags", "summary", "-e", "training_job=smoke", **NO_BUNDLE)
     assert_unchanged(run)
     assert "Ray: does not answer on node1" in run.text and run.text.count("not in Ray") == 3
+
+
+def test_one_node_makes_the_bundle_and_then_all_are_cut_off():
+    run = site(playbook="molecule/offline/cut_off.yml", **NO_BUNDLE)
+    assert run.status == 0, run.text[-6000:]
 
 
 @pytest.mark.parametrize("stage", ["nfs", "docker", "limits", "network_env", "firewall", "python_env"])
