@@ -38,6 +38,8 @@ from ansible_collections.metalray.cluster.plugins.module_utils._access import (
 )
 from ansible_collections.metalray.cluster.plugins.module_utils._versions import RECORD_FILE
 
+pytestmark = pytest.mark.tools
+
 ACCOUNT = "us%40er:s3cr%3At"
 UV = Path(sys.executable).with_name("uv")
 

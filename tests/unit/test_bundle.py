@@ -35,6 +35,8 @@ from ansible_collections.metalray.cluster.plugins.module_utils._bundle import (
 )
 from ansible_collections.metalray.cluster.plugins.module_utils._bundle_source import Mirrors, resolve
 
+pytestmark = pytest.mark.tools
+
 VALUES: dict[str, Any] = {
     "docker_source": "docker",
     "docker_packages": [],

@@ -15,6 +15,8 @@ import pytest
 from ansible_collections.metalray.cluster.plugins.module_utils import _firewall as fw
 from namespaces import needs_namespaces
 
+pytestmark = pytest.mark.tools
+
 MEMBER, STRANGER, NODE, NODE_TO_STRANGER = "10.99.1.2", "10.99.2.2", "10.99.1.1", "10.99.2.1"
 
 

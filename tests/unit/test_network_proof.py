@@ -44,6 +44,8 @@ from ansible_collections.metalray.cluster.plugins.module_utils._network_proof im
 from ansible_collections.metalray.cluster.plugins.modules import network_proof
 from namespaces import needs_namespaces
 
+pytestmark = pytest.mark.tools
+
 ROOT = Path(__file__).resolve().parents[2]
 DATA = Path(__file__).parent / "data"
 COLLECTIVE = ROOT / "roles/network_env/files/collective.py"

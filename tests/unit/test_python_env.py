@@ -26,6 +26,8 @@ from ansible_collections.metalray.cluster.plugins.module_utils import _pythons a
 from ansible_collections.metalray.cluster.plugins.module_utils import _uv as tools
 from ansible_collections.metalray.cluster.plugins.module_utils._ray_supervisor import fingerprint
 
+pytestmark = pytest.mark.tools
+
 ROOT = Path(__file__).resolve().parents[2]
 ROLE = ROOT / "roles" / "python_env"
 LOCKS = [ROLE / "files/locks/smoke.txt", *sorted((ROOT / "inventories/sandbox").glob("*.txt"))]

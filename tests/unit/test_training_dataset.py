@@ -19,6 +19,8 @@ import pytest
 from ansible_collections.metalray.cluster.plugins.action import training_dataset as action
 from ansible_collections.metalray.cluster.plugins.module_utils import _training_dataset as dataset
 
+pytestmark = pytest.mark.tools
+
 STAND_IN = Path(__file__).resolve().parents[1] / "stand_in"
 TASKS = {"count-lines", "find-file", "fix-permissions", "flaky-start", "sort-words", "with-files"}
 _PANDAS = """

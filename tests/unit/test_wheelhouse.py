@@ -33,6 +33,8 @@ from ansible_collections.metalray.cluster.plugins.module_utils import _python_en
 from ansible_collections.metalray.cluster.plugins.module_utils import _wheelhouse as house
 from ansible_collections.metalray.cluster.plugins.module_utils._versions import RECORD_FILE, read_record
 
+pytestmark = pytest.mark.tools
+
 UV = Path(sys.executable).with_name("uv")
 TAG = f"cp{sys.version_info[0]}{sys.version_info[1]}"
 
