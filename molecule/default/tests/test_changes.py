@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from pathlib import Path
 
 import pytest
 from sandbox import NODES, assert_unchanged, on, site
@@ -78,3 +79,39 @@ def test_a_changed_environment_is_put_back():
 
 def test_the_optional_tools_came_as_asked_for():
     assert all(on(node, "command -v tmux") == "/usr/bin/tmux" for node in NODES)
+
+
+COUNTED = "/usr/local/bin/counted"
+COMPILED = {
+    "python_env_profile": "custom",
+    # murmurhash3, which the index has as a source only, and what it is built with.
+    "python_env_lock": str(Path(__file__).with_name("compiled.txt")),
+    "python_env_torch_backend": "",
+    "python_env_allow_builds": True,
+    "python_env_build_packages": ["g++", "python3-dev"],
+    "python_env_environment": {"CC": f"{COUNTED} gcc", "CXX": f"{COUNTED} g++"},
+    "python_env_imports": ["mmh3"],
+}
+
+
+def test_a_package_without_a_wheel_is_compiled_once_for_all_nodes_and_rolling_back_builds_nothing():
+    before = {node: on(node, "readlink -f /opt/metalray/venv") for node in NODES}
+    for node in NODES:
+        # On each of them, so that none compiles uncounted.
+        on(node, f'printf \'#!/bin/sh\\necho "$*" >> /var/log/counted\\nexec "$@"\\n\' | sudo tee {COUNTED}')
+        on(node, f"sudo chmod 755 {COUNTED} && sudo rm -f /var/log/counted")
+    compiled = ["--tags", "python_env", "-e", json.dumps(COMPILED)]
+    run = site(*compiled)
+    assert run.status == 0, run.text[-4000:]
+    commands = {node: on(node, "cat /var/log/counted 2>/dev/null || true").splitlines() for node in NODES}
+    sources = [word for line in commands["node1"] for word in line.split() if word.endswith(".cpp")]
+    assert sorted(sources) == ["mmh3module.cpp", "murmur_hash_3.cpp"]
+    assert not commands["node2"] and not commands["node3"]
+    assert [on(node, "command -v g++ || true") for node in NODES] == ["/usr/bin/g++", "", ""]
+    code = "import mmh3, hashlib; print(hashlib.sha256(open(mmh3.__file__, 'rb').read()).hexdigest())"
+    assert len({on(node, f'/opt/metalray/venv/bin/python -c "{code}"') for node in NODES}) == 1
+    assert_unchanged(site(*compiled))
+    back = site(*compiled, "-e", "python_env_rollback=true")
+    assert back.status == 0 and back.changed == len(NODES), back.text[-4000:]
+    assert {node: on(node, "readlink -f /opt/metalray/venv") for node in NODES} == before
+    assert_unchanged(site("--tags", "python_env,ray"))
