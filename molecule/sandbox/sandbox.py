@@ -11,6 +11,7 @@ import subprocess
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 PROJECT = Path(__file__).resolve().parents[2]
 INVENTORY = PROJECT / "inventories" / os.environ.get("METALRAY_INVENTORY", "sandbox")
@@ -43,18 +44,46 @@ def users_environment(**more: str) -> dict[str, str]:
     return {**inherited, "METALRAY_SANDBOX": NAME, "ANSIBLE_NOCOLOR": "1", "ANSIBLE_FORCE_COLOR": "0", **more}
 
 
-def site(
+class Running:
+    """A playbook that runs while the test does something else. What it prints has to fit into a pipe meanwhile."""
+
+    def __init__(
+        self, arguments: tuple[str, ...], cwd: Path, playbook: str, inventory: Path, **environment: str
+    ) -> None:
+        self._text = ""
+        self._process = subprocess.Popen(
+            ["ansible-playbook", "-i", str(inventory), playbook, *arguments],
+            cwd=cwd, env=users_environment(**environment), text=True,
+            stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+        )  # fmt: skip
+
+    def until(self, pattern: str) -> re.Match:
+        """Wait for a line that has it."""
+        for line in self._process.stdout:
+            self._text += line
+            found = re.search(pattern, line)
+            if found:
+                return found
+        raise AssertionError(f"it ended without {pattern}:\n{self.end().text[-4000:]}")
+
+    def end(self) -> Run:
+        self._text += self._process.communicate()[0]
+        recap = {
+            host: {key: int(value) for key, value in re.findall(r"(\w+)=(\d+)", counts)}
+            for host, counts in re.findall(r"^(node\d)\s+: (.*)$", self._text, re.MULTILINE)
+        }
+        return Run(self._process.returncode, self._text, recap)
+
+
+def start(
     *arguments: str, cwd: Path = PROJECT, playbook: str = "site.yml", inventory: Path = INVENTORY, **environment: str
-) -> Run:
-    done = subprocess.run(
-        ["ansible-playbook", "-i", str(inventory), playbook, *arguments],
-        cwd=cwd, env=users_environment(**environment), stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    recap = {
-        host: {key: int(value) for key, value in re.findall(r"(\w+)=(\d+)", counts)}
-        for host, counts in re.findall(r"^(node\d)\s+: (.*)$", done.stdout, re.MULTILINE)
-    }
-    return Run(done.returncode, done.stdout + done.stderr, recap)
+) -> Running:
+    return Running(arguments, cwd, playbook, inventory, **environment)
+
+
+def site(*arguments: str, **options: Any) -> Run:
+    """The whole of a playbook; options as for ``start``."""
+    return start(*arguments, **options).end()
 
 
 def on(node: str, command: str) -> str:
@@ -65,8 +94,9 @@ def on(node: str, command: str) -> str:
 
 
 def power(node: str, state: str) -> None:
-    """Shut a node down (``stopped``) or let it boot (``started``)."""
-    options = f"name=metalray-{NAME}-{node} state={state} container_default_behavior=no_defaults"
+    """Shut a node down (``stopped``), cut its power (``cut``) or let it boot (``started``)."""
+    how = "state=stopped force_kill=true" if state == "cut" else f"state={state}"
+    options = f"name=metalray-{NAME}-{node} {how} container_default_behavior=no_defaults"
     subprocess.run(
         ["ansible", "localhost", "-m", "community.docker.docker_container", "-a", options,
          "-e", f"ansible_python_interpreter={sys.executable}"],

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from sandbox import INVENTORY, NODES, PROJECT, assert_unchanged, fingerprints, on, power, site, users_environment
+from sandbox import INVENTORY, NODES, PROJECT, assert_unchanged, fingerprints, on, site, users_environment
 
 STAGES = [
     "preflight",
@@ -220,24 +220,3 @@ def test_nodes_that_differ_stop_the_run_and_a_job_that_is_started_without_it():
     done = site("--tags", "versions,training", "-e", json.dumps(job))
     assert done.status == 0 and "| 3 nodes have the same versions" in done.text, done.text[-4000:]
     assert "| trained" in done.text
-
-
-def test_a_worker_that_is_down_fails_by_name_and_comes_back_by_itself():
-    power("node3", "stopped")
-    try:
-        run = site()
-        assert run.status != 0
-        assert run.recap["node3"]["unreachable"] == 1
-        assert run.recap["node1"]["ok"] > 20 and run.recap["node2"]["ok"] > 20
-        assert "No training: node3 did not answer" in run.text
-        # One attempt, not one a task.
-        assert run.text.count("UNREACHABLE!") == 1
-    finally:
-        power("node3", "started")
-    # A boot: everything is back with nobody's help.
-    alive = "ray status 2>/dev/null | sed -n '/^Active:/,/^Pending:/p' | grep -c node_"
-    on("node1", f"bash -lc 'timeout 240 sh -c '\"'\"'until [ \"$({alive})\" = 3 ]; do sleep 1; done'\"'\"")
-    # Its firewall forgot nothing, and the job trains on it again.
-    converged = site("-e", "training_force=true", "-e", "training_smoke_epochs=5")
-    assert converged.status == 0, converged.text[-4000:]
-    assert "3 workers, CPU, on 3 nodes" in converged.text
