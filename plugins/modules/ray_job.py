@@ -136,7 +136,7 @@ options:
   nodes:
     description:
       - The nodes of the cluster, so that one that is lost while the job runs is told by its name. Without it, by the name of its
-        host.
+        host, or by its address once Ray no longer tells that name.
     type: list
     elements: dict
     default: []
@@ -446,7 +446,8 @@ class Job:
         fresh = time.time() - (info.get("end_time") or 0) / 1000 < NODE_GRACE
         try:
             raylets = self.client.raylets()
-            names = {raylet["nodeManagerAddress"]: raylet.get("nodeManagerHostname", "") for raylet in raylets}
+            hosts = {raylet["nodeManagerAddress"]: raylet.get("nodeManagerHostname") for raylet in raylets}
+            names = {address: host for address, host in hosts.items() if host}
             names.update((node["address"], node["name"]) for node in self.params["nodes"])
             return lost_nodes(self.client.nodes(), silent_nodes(raylets) if fresh else [], info, names)
         except (RayError, KeyError, TypeError, ValueError):
